@@ -1,0 +1,387 @@
+"""StyleGAN2 (Karras et al. 2020, arXiv 1912.04958), generator and discriminator, all in this file.
+
+Parameters and buffers bear the names of the published PyTorch checkpoints, so a state dict is a file's contents.
+
+One form of modulated convolution serves training, generation and every batch size: instead of scaling the weights for
+each image (eq. 1) and normalising them (eq. 3), the input is scaled by the style, convolved with the weights that all
+images share, and scaled again by the demodulation factor. The results are equal; a batch is one dense convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpdne_cli.networks.ops import (
+    SQRT2,
+    FullyConnected,
+    MappingNetwork,
+    bias_act,
+    conv2d_resample,
+    downsample2d,
+    linear,
+    setup_filter,
+    upsample2d,
+)
+
+NOISE_MODES = ("const", "random", "none")
+
+
+def resolutions(top: int) -> list[int]:
+    """4, 8, ..., top."""
+    return [2**i for i in range(2, int(math.log2(top)) + 1)]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Feature maps per resolution: min(channel_base / resolution, channel_max), or an explicit list for 4, 8, ..., R."""
+
+    resolution: int
+    channel_base: int = 32768
+    channel_max: int = 512
+    channels: tuple[int, ...] | None = None
+
+    def width(self, resolution: int) -> int:
+        if self.channels is not None:
+            return self.channels[int(math.log2(resolution)) - 2]
+        return min(self.channel_base // resolution, self.channel_max)
+
+
+@dataclass(frozen=True)
+class Config(Channels):
+    """The generator. Every field can be read from a published checkpoint."""
+
+    z_dim: int = 512
+    w_dim: int = 512
+    c_dim: int = 0  # number of classes, 0: unconditional
+    img_channels: int = 3
+    mapping_layers: int = 8
+    mapping_features: int | None = None  # hidden width of the mapping network; None: w_dim
+    embed_features: int | None = None  # width of the label embedding; None: w_dim
+    mapping_lr_multiplier: float = 0.01
+    architecture: str = "skip"  # skip | resnet | orig (fig. 7)
+    resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+    conv_clamp: float | None = None
+    use_noise: bool = True
+
+    @property
+    def num_ws(self) -> int:
+        return 2 * int(math.log2(self.resolution)) - 2
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(Channels):
+    """The discriminator."""
+
+    c_dim: int = 0
+    img_channels: int = 3
+    architecture: str = "resnet"
+    resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+    conv_clamp: float | None = None
+    mbstd_group_size: int | None = 4  # None: the whole batch
+    mbstd_channels: int = 1
+    cmap_dim: int | None = None  # width of the label projection; None: that of the last layer
+    mapping_layers: int = 8
+
+
+class ModulatedConv(nn.Module):
+    """What SynthesisLayer and ToRGB share: a weight, and a style that scales its input channels (section 2.2)."""
+
+    resample_filter: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, kernel: int) -> None:
+        super().__init__()
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.prepared: tuple[Tensor, Tensor] | None = None  # weight as the convolution likes it, sums of its squares
+
+    def prepare(self) -> None:
+        w = self.weight.detach()
+        self.prepared = (w.contiguous(memory_format=torch.channels_last), w.square().sum([2, 3]))
+
+    def weight_and_squares(self) -> tuple[Tensor, Tensor]:
+        return self.prepared or (self.weight, self.weight.square().sum([2, 3]))  # [O, I, k, k], [O, I]
+
+
+class SynthesisLayer(ModulatedConv):
+    """Modulated 3x3 convolution, optional upsampling before it, noise, bias, leaky ReLU."""
+
+    noise_const: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, resolution: int, up: int, config: Config) -> None:
+        super().__init__(in_channels, out_channels, config.w_dim, kernel=3)
+        self.resolution, self.up, self.conv_clamp, self.use_noise = resolution, up, config.conv_clamp, config.use_noise
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+        if config.use_noise:
+            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.noise_strength = nn.Parameter(torch.zeros([]))
+
+    def noise(self, n: int, mode: str, device: torch.device) -> Tensor | None:
+        """The noise image times its strength, [n or 1, 1, R, R]."""
+        if mode not in NOISE_MODES:
+            raise ValueError(f"noise mode {mode!r} is none of {NOISE_MODES}")
+        if not self.use_noise or mode == "none":
+            return None
+        if mode == "const":
+            return self.noise_const[None, None] * self.noise_strength
+        return torch.randn(n, 1, self.resolution, self.resolution, device=device) * self.noise_strength
+
+    def forward(self, x: Tensor, w: Tensor, noise: str = "const", gain: float = 1.0) -> Tensor:
+        # x: [N, I, H, W], w: [N, w_dim] -> [N, O, up*H, up*W]
+        weight, squares = self.weight_and_squares()
+        style = self.affine(w)  # [N, I]
+        clamp = self.conv_clamp
+        if x.dtype == torch.float16:  # its range is short; demodulation takes the scale out again (eq. 3)
+            style = style / style.abs().amax(1, keepdim=True)
+            clamp = 256.0 if clamp is None else clamp
+        # Both the activation's gain and the block's are positive, so they can go ahead of the leaky ReLU.
+        gain = SQRT2 * gain
+        demod = (linear(style.square(), squares) + 1e-8).rsqrt() * gain  # [N, O], eq. 3
+        x = x * style.to(x.dtype)[:, :, None, None]
+        # The checkpoints store kernels such that an upsampling layer convolves and a plain one correlates.
+        x = conv2d_resample(
+            x, weight.to(x.dtype), self.resample_filter, up=self.up, padding=1, flip_weight=self.up == 1
+        )
+        bias = (self.bias * gain).to(x.dtype)[None, :, None, None]
+        x = torch.addcmul(bias, x, demod.to(x.dtype)[:, :, None, None])
+        noise_image = self.noise(len(x), noise, x.device)
+        if noise_image is not None:
+            x.add_((noise_image * gain).to(x.dtype))
+        x = F.leaky_relu_(x, 0.2)
+        return x if clamp is None else x.clamp_(-clamp * gain / SQRT2, clamp * gain / SQRT2)
+
+
+class ToRGB(ModulatedConv):
+    """Modulated 1x1 convolution to the image's channels, without demodulation; always float32 out."""
+
+    def __init__(self, in_channels: int, config: Config) -> None:
+        super().__init__(in_channels, config.img_channels, config.w_dim, kernel=1)
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.conv_clamp = config.conv_clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:  # [N, I, H, W], [N, w_dim] -> [N, C, H, W]
+        weight, _ = self.weight_and_squares()
+        style = self.affine(w) * self.weight_gain
+        x = F.conv2d(x.to(torch.float32) * style[:, :, None, None], weight)
+        return bias_act(x, self.bias, clamp=self.conv_clamp)
+
+
+class Conv2dLayer(nn.Module):
+    """Plain convolution with equalised learning rate, resampling, bias and activation."""
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        config: Config | DiscriminatorConfig,
+        activation: str = "lrelu",
+        bias: bool = True,
+        up: int = 1,
+        down: int = 1,
+    ) -> None:
+        super().__init__()
+        self.activation, self.up, self.down, self.padding = activation, up, down, kernel // 2
+        self.conv_clamp = config.conv_clamp if bias else None
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:  # [N, I, H, W] -> [N, O, H', W']
+        act_gain = (SQRT2 if self.activation == "lrelu" else 1.0) * gain
+        weight = (self.weight * (self.weight_gain * act_gain)).to(x.dtype)
+        x = conv2d_resample(
+            x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
+        )
+        if self.bias is not None:
+            x = x + (self.bias * act_gain).to(x.dtype)[None, :, None, None]
+        if self.activation == "lrelu":
+            x = F.leaky_relu_(x, 0.2)
+        return x if self.conv_clamp is None else x.clamp_(-self.conv_clamp * gain, self.conv_clamp * gain)
+
+
+class SynthesisBlock(nn.Module):
+    """All layers of one resolution (fig. 7): conv0 doubles the size, conv1 refines, torgb adds to the image."""
+
+    resample_filter: Tensor
+
+    def __init__(self, resolution: int, config: Config) -> None:
+        super().__init__()
+        self.is_first, self.is_last = resolution == 4, resolution == config.resolution
+        self.architecture = config.architecture
+        channels = config.width(resolution)
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+        if self.is_first:
+            self.const = nn.Parameter(torch.randn(channels, 4, 4))
+        else:
+            below = config.width(resolution // 2)
+            self.conv0 = SynthesisLayer(below, channels, resolution, up=2, config=config)
+            if self.architecture == "resnet":
+                self.skip = Conv2dLayer(below, channels, 1, config, activation="linear", bias=False, up=2)
+        self.conv1 = SynthesisLayer(channels, channels, resolution, up=1, config=config)
+        self.has_torgb = self.is_last or self.architecture == "skip"
+        if self.has_torgb:
+            self.torgb = ToRGB(channels, config)
+
+    def forward(
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: str
+    ) -> tuple[Tensor, Tensor | None]:
+        # x: [N, I, R/2, R/2], img: [N, C, R/2, R/2], ws: [N, 2 or 3, w_dim] -> ([N, O, R, R], [N, C, R, R])
+        if x is None:
+            x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = self.conv1(x, ws[:, 0], noise)
+        elif self.architecture == "resnet":
+            y = self.skip(x, gain=math.sqrt(0.5))
+            x = y + self.conv1(self.conv0(x, ws[:, 0], noise), ws[:, 1], noise, gain=math.sqrt(0.5))
+        else:
+            x = self.conv1(self.conv0(x, ws[:, 0], noise), ws[:, 1], noise)
+        if img is not None:
+            img = upsample2d(img, self.resample_filter)
+        if self.has_torgb:
+            rgb = self.torgb(x, ws[:, -1])
+            img = rgb if img is None else img + rgb
+        return x, img
+
+
+class SynthesisNetwork(nn.Module):
+    """ws -> image. set_precision chooses the type of the convolutions; styles and image stay float32."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.dtype = config, torch.float32
+        for resolution in resolutions(config.resolution):
+            self.add_module(f"b{resolution}", SynthesisBlock(resolution, config))
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def forward(self, ws: Tensor, noise: str = "const") -> Tensor:  # [N, num_ws, w_dim] -> [N, C, R, R]
+        ws = ws.to(torch.float32)
+        x = img = None
+        first = 0
+        for resolution in resolutions(self.config.resolution):
+            convs = 1 if resolution == 4 else 2
+            # torgb shares its w with the next block's first convolution
+            x, img = self.get_submodule(f"b{resolution}")(x, img, ws[:, first : first + convs + 1], self.dtype, noise)
+            first += convs
+        assert img is not None
+        return img
+
+
+class Generator(nn.Module):
+    """z -> image: [N, z_dim] (and labels [N, c_dim]) -> [N, C, R, R] in nominal range [-1, 1]."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.num_ws = config, config.num_ws
+        self.mapping = MappingNetwork(
+            config.z_dim, config.c_dim, config.w_dim, config.num_ws, config.mapping_layers,
+            config.mapping_features, config.embed_features, config.mapping_lr_multiplier,
+        )  # fmt: skip
+        self.synthesis = SynthesisNetwork(config)
+
+    def forward(
+        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None, noise: str = "const"
+    ) -> Tensor:
+        image: Tensor = self.synthesis(self.mapping(z, c, psi, cutoff), noise)
+        return image
+
+
+class DiscriminatorBlock(nn.Module):
+    """All layers of one resolution; conv1 halves the size."""
+
+    resample_filter: Tensor
+
+    def __init__(self, resolution: int, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.architecture = config.architecture
+        channels, above = config.width(resolution), config.width(resolution // 2)
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+        self.has_fromrgb = resolution == config.resolution or config.architecture == "skip"
+        if self.has_fromrgb:
+            self.fromrgb = Conv2dLayer(config.img_channels, channels, 1, config)
+        self.conv0 = Conv2dLayer(channels, channels, 3, config)
+        self.conv1 = Conv2dLayer(channels, above, 3, config, down=2)
+        if config.architecture == "resnet":
+            self.skip = Conv2dLayer(channels, above, 1, config, activation="linear", bias=False, down=2)
+
+    def forward(self, x: Tensor | None, img: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # x: [N, I, R, R], img: [N, C, R, R] -> ([N, O, R/2, R/2], [N, C, R/2, R/2])
+        if self.has_fromrgb:
+            y = self.fromrgb(img.to(dtype).contiguous(memory_format=torch.channels_last))
+            x = y if x is None else x + y
+            img = downsample2d(img, self.resample_filter) if self.architecture == "skip" else img
+        assert x is not None
+        if self.architecture == "resnet":
+            y = self.skip(x, gain=math.sqrt(0.5))
+            return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
+        return self.conv1(self.conv0(x)), img
+
+
+def minibatch_std(x: Tensor, group_size: int | None, channels: int) -> Tensor:
+    """Append the standard deviation over groups of images as feature maps (1710.10196, section 3)."""
+    n, c, h, w = x.shape
+    group = n if group_size is None else min(group_size, n)
+    y = x.reshape(group, -1, channels, c // channels, h, w)  # [G, n, F, c, H, W]
+    y = (y - y.mean(0)).square().mean(0)
+    y = (y + 1e-8).sqrt().mean([2, 3, 4])  # [n, F]
+    return torch.cat([x, y.reshape(-1, channels, 1, 1).repeat(group, 1, h, w)], 1)
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """4x4 features -> logits (or the vector that a label is projected on); float32."""
+
+    def __init__(self, config: DiscriminatorConfig, cmap_dim: int) -> None:
+        super().__init__()
+        channels = config.width(4)
+        self.architecture, self.group, self.std_channels = (
+            config.architecture, config.mbstd_group_size, config.mbstd_channels,
+        )  # fmt: skip
+        if config.architecture == "skip":
+            self.fromrgb = Conv2dLayer(config.img_channels, channels, 1, config)
+        self.conv = Conv2dLayer(channels + config.mbstd_channels, channels, 3, config)
+        self.fc = FullyConnected(channels * 16, channels, "lrelu")
+        self.out = FullyConnected(channels, cmap_dim or 1)
+
+    def forward(self, x: Tensor, img: Tensor) -> Tensor:  # [N, I, 4, 4] -> [N, 1 or cmap_dim]
+        x = x.to(torch.float32)
+        if self.architecture == "skip":
+            x = x + self.fromrgb(img)
+        if self.std_channels:
+            x = minibatch_std(x, self.group, self.std_channels)
+        logits: Tensor = self.out(self.fc(self.conv(x).flatten(1)))
+        return logits
+
+
+class Discriminator(nn.Module):
+    """image -> logit: [N, C, R, R] (and labels [N, c_dim]) -> [N, 1], high for what looks like the training data."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config, self.dtype = config, torch.float32
+        self.cmap_dim = (config.cmap_dim or config.width(4)) if config.c_dim else 0
+        for resolution in reversed(resolutions(config.resolution)[1:]):
+            self.add_module(f"b{resolution}", DiscriminatorBlock(resolution, config))
+        self.b4 = DiscriminatorEpilogue(config, self.cmap_dim)
+        if config.c_dim:
+            self.mapping = MappingNetwork(0, config.c_dim, self.cmap_dim, None, config.mapping_layers)
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
+        x = None
+        for resolution in reversed(resolutions(self.config.resolution)[1:]):
+            x, img = self.get_submodule(f"b{resolution}")(x, img, self.dtype)
+        logits: Tensor = self.b4(x, img)
+        if self.config.c_dim:  # projection (1802.05637)
+            logits = (logits * self.mapping(None, c)).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
+        return logits
