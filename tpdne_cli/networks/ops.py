@@ -116,6 +116,30 @@ def bias_act(
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
+# torch hands a lone small image, and 1x1 kernels on one thread, to other CPU kernels than the rest, which sum in
+# another order. The next two functions keep every call on the same road, so that a row's bits never depend on the
+# batch or on the number of threads: a lone small image takes a copy along, and a 1x1 kernel claims a dilation that it
+# cannot feel.
+SMALL_IMAGE = 32768  # numbers in one image; torch's own limit is 20480
+
+
+def is_lone(x: Tensor) -> bool:
+    return len(x) == 1 and x.numel() <= SMALL_IMAGE and x.device.type == "cpu"
+
+
+def conv2d(x: Tensor, w: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """F.conv2d of x [N, I, H, W] with w [O, I, k, k]; a row's bits are the same in every batch."""
+    dilation = 2 if w.shape[2:] == (1, 1) else 1
+    y = F.conv2d(torch.cat([x, x]) if is_lone(x) else x, w, stride=stride, padding=padding, dilation=dilation)
+    return y[: len(x)]
+
+
+def conv_transpose2d(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """F.conv_transpose2d of x [N, I, H, W] with w [I, O, k, k]; a row's bits are the same in every batch."""
+    y = F.conv_transpose2d(torch.cat([x, x]) if is_lone(x) else x, w, stride=stride)
+    return y[: len(x)]
+
+
 def conv2d_resample(
     x: Tensor,
     w: Tensor,
@@ -134,7 +158,7 @@ def conv2d_resample(
     px0 = px1 = py0 = py1 = padding
     if up > 1:
         # Zero insertion and the kernel in one transposed convolution, which by itself is a true convolution.
-        x = F.conv_transpose2d(x, (w.flip([2, 3]) if flip_weight else w).transpose(0, 1), stride=up)
+        x = conv_transpose2d(x, (w.flip([2, 3]) if flip_weight else w).transpose(0, 1), stride=up)
         px0 += (fw + up - 1) // 2 - (kw - 1)
         px1 += (fw - up) // 2 - (kw - up)
         py0 += (fh + up - 1) // 2 - (kh - 1)
@@ -145,9 +169,9 @@ def conv2d_resample(
         px0, px1 = px0 + (fw - down + 1) // 2, px1 + (fw - down) // 2
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
         if kh == kw == 1:  # filter only the samples that are kept
-            return F.conv2d(upfirdn2d(x, f, down=down, padding=(px0, px1, py0, py1)), w)
-        return F.conv2d(upfirdn2d(x, f, padding=(px0, px1, py0, py1)), w, stride=down)
-    return F.conv2d(x, w, padding=padding)
+            return conv2d(upfirdn2d(x, f, down=down, padding=(px0, px1, py0, py1)), w)
+        return conv2d(upfirdn2d(x, f, padding=(px0, px1, py0, py1)), w, stride=down)
+    return conv2d(x, w, padding=padding)
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -248,7 +272,7 @@ class MappingNetwork(nn.Module):
 
 
 def prepare(network: nn.Module) -> nn.Module:
-    """Freeze a network for generation: evaluation mode, no gradients, constants folded once instead of at every call."""
+    """Freeze a network for generation: evaluation mode, no gradients, constants folded once, not at every call."""
     network.eval().requires_grad_(False)
     for module in network.modules():
         fold = getattr(module, "prepare", None)

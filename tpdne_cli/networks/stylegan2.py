@@ -21,6 +21,7 @@ from tpdne_cli.networks.ops import (
     FullyConnected,
     MappingNetwork,
     bias_act,
+    conv2d,
     conv2d_resample,
     downsample2d,
     linear,
@@ -29,6 +30,7 @@ from tpdne_cli.networks.ops import (
 )
 
 NOISE_MODES = ("const", "random", "none")
+UNUSED_FILTER = (1, 3, 3, 1)
 
 
 def resolutions(top: int) -> list[int]:
@@ -38,7 +40,7 @@ def resolutions(top: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Channels:
-    """Feature maps per resolution: min(channel_base / resolution, channel_max), or an explicit list for 4, 8, ..., R."""
+    """Feature maps per resolution: min(channel_base / resolution, channel_max), or a list for 4, 8, ..., R."""
 
     resolution: int
     channel_base: int = 32768
@@ -116,7 +118,8 @@ class SynthesisLayer(ModulatedConv):
     def __init__(self, in_channels: int, out_channels: int, resolution: int, up: int, config: Config) -> None:
         super().__init__(in_channels, out_channels, config.w_dim, kernel=3)
         self.resolution, self.up, self.conv_clamp, self.use_noise = resolution, up, config.conv_clamp, config.use_noise
-        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+        # Layers that do not resample keep the default filter in the published files, unused.
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter if up > 1 else UNUSED_FILTER))
         if config.use_noise:
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
@@ -167,7 +170,7 @@ class ToRGB(ModulatedConv):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:  # [N, I, H, W], [N, w_dim] -> [N, C, H, W]
         weight, _ = self.weight_and_squares()
         style = self.affine(w) * self.weight_gain
-        x = F.conv2d(x.to(torch.float32) * style[:, :, None, None], weight)
+        x = conv2d(x.to(torch.float32) * style[:, :, None, None], weight)
         return bias_act(x, self.bias, clamp=self.conv_clamp)
 
 
@@ -193,7 +196,8 @@ class Conv2dLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
-        self.register_buffer("resample_filter", setup_filter(config.resample_filter))
+        resamples = up > 1 or down > 1
+        self.register_buffer("resample_filter", setup_filter(config.resample_filter if resamples else UNUSED_FILTER))
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:  # [N, I, H, W] -> [N, O, H', W']
         act_gain = (SQRT2 if self.activation == "lrelu" else 1.0) * gain
