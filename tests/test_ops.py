@@ -73,7 +73,5 @@ def test_upfirdn_is_the_definition_in_float64():
             for i in range(padded.shape[0] - 2)
         ]
     )
-    got = ops.upfirdn2d(
-        torch.tensor(x)[None, None], torch.tensor(f), up=2, down=(2, 1), padding=(2, 1, 1, 2), gain=3.0
-    )
+    got = ops.upfirdn2d(torch.tensor(x)[None, None], torch.tensor(f), up=2, down=(2, 1), padding=(2, 1, 1, 2), gain=3.0)
     np.testing.assert_allclose(got[0, 0].numpy(), full[:, ::2] * 3, atol=1e-12)

@@ -52,7 +52,7 @@ def parse_ranges(text: str) -> list[Sequence[int]]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
         if match is None:
-            raise SeedError(f"{part.strip()!r} is not a seed or a range of seeds: write numbers such as 0-99,205,300-310.")
+            raise SeedError(f"{part.strip()!r} is not a number or a range: write seeds such as 0-99,205,300-310.")
         first = parse_seed(match[1])
         last = parse_seed(match[2]) if match[2] else first
         assert isinstance(first, int) and isinstance(last, int)

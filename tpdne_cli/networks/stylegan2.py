@@ -10,6 +10,7 @@ images share, and scaled again by the demodulation factor. The results are equal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ from tpdne_cli.networks.ops import (
 )
 
 NOISE_MODES = ("const", "random", "none")
+Noise = str | Callable[[int, int], Tensor]  # a mode, or a source of noise images [N, 1, height, width] in layer order
 UNUSED_FILTER = (1, 3, 3, 1)
 
 
@@ -46,6 +48,15 @@ class Channels:
     channel_base: int = 32768
     channel_max: int = 512
     channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be: descriptions come out of files that anybody may have written."""
+        if self.resolution not in (4 << i for i in range(1, 12)):
+            raise ValueError(f"resolution {self.resolution} is not a power of two from 8 to 8192")
+        if self.channels is not None and len(self.channels) != len(resolutions(self.resolution)):
+            raise ValueError(f"{len(self.channels)} channel counts for {len(resolutions(self.resolution))} resolutions")
+        if not 0 < getattr(self, "mapping_layers", 8) <= 64:
+            raise ValueError("the mapping network has between 1 and 64 layers")
 
     def width(self, resolution: int) -> int:
         if self.channels is not None:
@@ -124,17 +135,19 @@ class SynthesisLayer(ModulatedConv):
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
 
-    def noise(self, n: int, mode: str, device: torch.device) -> Tensor | None:
+    def noise(self, n: int, noise: Noise, device: torch.device) -> Tensor | None:
         """The noise image times its strength, [n or 1, 1, R, R]."""
-        if mode not in NOISE_MODES:
-            raise ValueError(f"noise mode {mode!r} is none of {NOISE_MODES}")
-        if not self.use_noise or mode == "none":
+        if isinstance(noise, str) and noise not in NOISE_MODES:
+            raise ValueError(f"noise mode {noise!r} is none of {NOISE_MODES}")
+        if not self.use_noise or noise == "none":
             return None
-        if mode == "const":
+        if noise == "const":
             return self.noise_const[None, None] * self.noise_strength
-        return torch.randn(n, 1, self.resolution, self.resolution, device=device) * self.noise_strength
+        size = self.resolution
+        image = torch.randn(n, 1, size, size, device=device) if isinstance(noise, str) else noise(size, size)
+        return image * self.noise_strength
 
-    def forward(self, x: Tensor, w: Tensor, noise: str = "const", gain: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Noise = "const", gain: float = 1.0) -> Tensor:
         # x: [N, I, H, W], w: [N, w_dim] -> [N, O, up*H, up*W]
         weight, squares = self.weight_and_squares()
         style = self.affine(w)  # [N, I]
@@ -236,7 +249,7 @@ class SynthesisBlock(nn.Module):
             self.torgb = ToRGB(channels, config)
 
     def forward(
-        self, x: Tensor | None, img: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: str
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: Noise
     ) -> tuple[Tensor, Tensor | None]:
         # x: [N, I, R/2, R/2], img: [N, C, R/2, R/2], ws: [N, 2 or 3, w_dim] -> ([N, O, R, R], [N, C, R, R])
         if x is None:
@@ -267,7 +280,7 @@ class SynthesisNetwork(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def forward(self, ws: Tensor, noise: str = "const") -> Tensor:  # [N, num_ws, w_dim] -> [N, C, R, R]
+    def forward(self, ws: Tensor, noise: Noise = "const") -> Tensor:  # [N, num_ws, w_dim] -> [N, C, R, R]
         ws = ws.to(torch.float32)
         x = img = None
         first = 0
@@ -276,7 +289,7 @@ class SynthesisNetwork(nn.Module):
             # torgb shares its w with the next block's first convolution
             x, img = self.get_submodule(f"b{resolution}")(x, img, ws[:, first : first + convs + 1], self.dtype, noise)
             first += convs
-        assert img is not None
+        assert isinstance(img, Tensor)
         return img
 
 
@@ -287,13 +300,19 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.num_ws = config, config.num_ws
         self.mapping = MappingNetwork(
-            config.z_dim, config.c_dim, config.w_dim, config.num_ws, config.mapping_layers,
-            config.mapping_features, config.embed_features, config.mapping_lr_multiplier,
-        )  # fmt: skip
+            config.z_dim,
+            config.c_dim,
+            config.w_dim,
+            config.num_ws,
+            config.mapping_layers,
+            config.mapping_features,
+            config.embed_features,
+            config.mapping_lr_multiplier,
+        )
         self.synthesis = SynthesisNetwork(config)
 
     def forward(
-        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None, noise: str = "const"
+        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None, noise: Noise = "const"
     ) -> Tensor:
         image: Tensor = self.synthesis(self.mapping(z, c, psi, cutoff), noise)
         return image
@@ -347,8 +366,10 @@ class DiscriminatorEpilogue(nn.Module):
         super().__init__()
         channels = config.width(4)
         self.architecture, self.group, self.std_channels = (
-            config.architecture, config.mbstd_group_size, config.mbstd_channels,
-        )  # fmt: skip
+            config.architecture,
+            config.mbstd_group_size,
+            config.mbstd_channels,
+        )
         if config.architecture == "skip":
             self.fromrgb = Conv2dLayer(config.img_channels, channels, 1, config)
         self.conv = Conv2dLayer(channels + config.mbstd_channels, channels, 3, config)

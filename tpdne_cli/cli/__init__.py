@@ -1,0 +1,104 @@
+"""The command line: click lives here and nowhere else. Commands are imported when called, torch when used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from tpdne_cli import __version__
+from tpdne_cli.errors import ModelNotFoundError, SeedError, SettingsError, TpdneError
+
+# command -> (module, one line for --help); the line is here so that --help imports no command
+COMMANDS = {
+    "faces": ("faces", "Write photographs of people who were never born."),
+    "cats": ("cats", "Write photographs of cats that do not exist."),
+    "generate": ("generate", "Write images of any other generator: an installed name or a file."),
+    "models": ("models", "List the installed generators and tell about them."),
+    "train": ("train", "Train a generator of your own from a folder of images."),
+}
+
+USAGE_ERRORS = (SeedError, SettingsError, ModelNotFoundError)  # the caller's words are off: exit code 2, not 1
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's file only to run it."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"tpdne_cli.cli.{COMMANDS[name][0]}"), name)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="tpdne", message="%(prog)s %(version)s")
+def app() -> None:
+    """Photographs of people who do not exist, and of cats.
+
+    \b
+    tpdne faces                             one new face in this directory
+    tpdne faces --count 100 --out faces/    a hundred of them
+    tpdne faces --seed alice@example.com    same text, same face, for ever
+    tpdne cats --out - > cat.png            the bytes of one image
+    """
+
+
+def main() -> NoReturn:
+    """Entry point: runs a command and turns whatever goes wrong into one sentence and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """0 all written; 1 failed at run time; 2 usage; 130 interrupted. A reader that goes away is no failure."""
+    try:
+        result: Any = app.main(arguments, prog_name="tpdne", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python would complain of the closed stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("TPDNE_DEBUG") == "1":
+            raise
+        return explain(error)
+
+
+def explain(error: Exception) -> int:
+    """One sentence on stderr; returns the exit code."""
+    from tpdne_cli.cli.output import complain
+
+    if isinstance(error, click.UsageError):
+        where = f" See '{error.ctx.command_path} --help'." if error.ctx else ""
+        complain(error.format_message().rstrip(".") + "." + where)
+        return 2
+    if isinstance(error, click.ClickException):
+        complain(error.format_message())
+        return error.exit_code
+    if isinstance(error, TpdneError):
+        complain(str(error))
+        return 2 if isinstance(error, USAGE_ERRORS) else 1
+    if isinstance(error, MemoryError):
+        complain("There is not enough memory: close other programs, or use a smaller --batch-size.")
+    elif isinstance(error, OSError):
+        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+    elif isinstance(error, ImportError):
+        complain(f"{error}: the installation is incomplete, install tpdne again.")
+    else:
+        complain(f"Something unforeseen happened ({type(error).__name__}: {error}). TPDNE_DEBUG=1 shows where.")
+    return 1

@@ -1,0 +1,152 @@
+"""Which device and precision a network runs on, and how large a batch suits it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tpdne_cli.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+# Run in a child process: on virtual machines that advertise matrix units without tiles, bfloat16 kills the caller.
+PROBE = """
+import torch
+a = torch.randn(64, 64, dtype=torch.bfloat16)
+x = torch.randn(2, 64, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+w = torch.randn(64, 64, 3, 3, dtype=torch.bfloat16)
+results = [a @ a, torch.conv2d(x, w), torch.conv_transpose2d(x, w, stride=2)]
+raise SystemExit(0 if all(r.isfinite().all() for r in results) else 1)
+"""
+
+
+def choose(name: str) -> torch.device:
+    """'auto' (CUDA, then Apple's MPS, then CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> a device that is there.
+
+    Raises DeviceError for one that is not.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        _check_cuda(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("This machine has no Apple GPU (mps): use --device cpu.")
+    elif device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"{name!r} is not a device that tpdne runs on: use auto, cpu, cuda, cuda:1 or mps.")
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _check_cuda(device: torch.device) -> None:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise DeviceError("This build of torch has no CUDA support: install one that has, or use --device cpu.")
+    if not torch.cuda.is_available():
+        raise DeviceError("No usable CUDA device: check the driver with nvidia-smi, or use --device cpu.")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise DeviceError(f"There is no {device}: this machine has {count} CUDA device(s), from cuda:0 on.")
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is float32 everywhere but on CUDA, where convolutions run in float16 as the published networks do.
+
+    Raises DeviceError where a precision is not to be had.
+    """
+    import torch
+
+    if name not in PRECISIONS:
+        raise DeviceError(f"{name!r} is not a precision: use one of {', '.join(PRECISIONS)}.")
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    if name == "bfloat16" and device.type == "cpu" and not bfloat16_survives():
+        raise DeviceError("bfloat16 crashes or fails on this processor: use --precision float32.")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+@functools.cache
+def bfloat16_survives() -> bool:
+    """Whether a child process lives through bfloat16 products and convolutions on this CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=120, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0
+
+
+def batch_size(device: torch.device, resolution: int) -> int:
+    """Images per batch: on a CPU few, so that activations stay in its cache; on a GPU as many as keep it busy."""
+    if device.type == "cpu":
+        return max(1, min(8, 1024 // resolution))
+    return max(1, min(64, 64 * 256 * 256 // resolution**2))
+
+
+def place(generator: Any, device: torch.device, precision: torch.dtype) -> Any:
+    """The generator on a device with its convolutions in a precision; the same object where it is there already."""
+    import copy
+
+    import torch
+
+    if device.type != "cpu" or precision != torch.float32:
+        generator = copy.deepcopy(generator).to(device)
+        generator.synthesis.set_precision(precision)
+        from tpdne_cli.networks.ops import prepare
+
+        prepare(generator)  # what was folded lies on the old device
+    return generator
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that memory ran out, whichever way torch says so."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    signs = ("can't allocate memory", "out of memory", "could not create a primitive")
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached blocks back before trying again with less."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of handing it back after every layer.
+
+    Fresh pages must be zeroed by the kernel, which costs more than the arithmetic done in them.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-2, 64 << 20)  # M_TOP_PAD: grow it in large steps
+    except (OSError, AttributeError):
+        pass

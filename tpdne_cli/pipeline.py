@@ -1,0 +1,134 @@
+"""Sampler -> encoder threads -> disk or stream, in order and with back-pressure.
+
+The calling thread runs the network; Pillow's encoders release the GIL and work beside it. No more images wait than
+the window holds, so memory stays flat however many are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from tpdne_cli import images
+from tpdne_cli.errors import OutputError
+from tpdne_cli.files import write_atomic
+from tpdne_cli.sampler import Sample
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS = 2  # encoders are several times faster than a CPU's network; a GPU wants more
+WINDOW = 64  # images that may wait for an encoder or for their turn
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pixels become a file: format png, jpg or webp; quality 1-100; size of the longest side; recipe inside."""
+
+    format: str = "png"
+    quality: int | None = None
+    size: int | None = None
+    metadata: bool = True
+
+    def __call__(self, sample: Sample) -> bytes:
+        recipe = sample.recipe if self.metadata else None
+        return images.encode(sample.pixels, self.format, self.quality, recipe, self.size)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished image: its recipe, where it lies (None for a stream), and what was written."""
+
+    sample: Sample
+    path: Path | None
+    bytes: int
+    sha256: str
+
+    def record(self) -> dict[str, Any]:
+        """The image as one flat object, for NDJSON and manifests."""
+        height, width = self.sample.pixels.shape[:2]
+        return {
+            "path": None if self.path is None else str(self.path),
+            **self.sample.recipe,
+            "width": width,
+            "height": height,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "seconds": round(self.sample.seconds, 6),
+        }
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int = WORKERS, window: int = WINDOW
+) -> Iterator[R]:
+    """map(function, items) on threads, results in order, at most `window` items ahead of the reader."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="encoder") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                while pending and (len(pending) >= window or pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # an error, or a reader that went away: what has not begun never will
+            for future in pending:
+                future.cancel()
+
+
+def describe(sample: Sample, path: Path | None, data: bytes) -> Written:
+    return Written(sample, path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def write_files(
+    samples: Iterable[tuple[Sample, Path]], encoding: Encoding, replace: bool = False, workers: int = WORKERS
+) -> Iterator[Written]:
+    """Write each sample to its path, whole or not at all, and yield it when it is there.
+
+    Raises OutputError where a file cannot be written, or exists and is not to be replaced.
+    """
+
+    def write(item: tuple[Sample, Path]) -> Written:
+        sample, path = item
+        data = encoding(sample)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The directory {path.parent} cannot be made: {error.strerror}.") from None
+        write_atomic(path, data, exclusive=not replace)
+        return describe(sample, path, data)
+
+    return in_order(write, samples, workers)
+
+
+def write_stream(
+    samples: Iterable[tuple[Sample, str]], encoding: Encoding, stream: BinaryIO, tar: bool, workers: int = WORKERS
+) -> Iterator[Written]:
+    """Write encoded images to a binary stream: the bytes of one, or a tar archive of several.
+
+    Members of the archive have no time, owner or other trace of the machine: same images, same bytes.
+    """
+
+    def encode(item: tuple[Sample, str]) -> tuple[Sample, str, bytes]:
+        return *item, encoding(item[0])
+
+    archive = tarfile.open(fileobj=stream, mode="w|") if tar else None  # noqa: SIM115 (closed only when complete)
+    for sample, name, data in in_order(encode, samples, workers):
+        if archive is None:
+            stream.write(data)
+        else:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        stream.flush()
+        yield describe(sample, None, data)
+    if archive is not None:  # only a finished archive gets its end mark: a reader can tell a broken one
+        archive.close()
+    stream.flush()

@@ -1,0 +1,194 @@
+"""seeds -> batches -> pixels: the generator on its device, in the precision and batch size that suit it.
+
+On a CPU in float32 a seed's pixels are the same bits in every batch (the networks see to that). Elsewhere all batches
+have one shape, the last one padded, so that the device always runs the same kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tpdne_cli import __version__
+from tpdne_cli.errors import DeviceError, SettingsError
+from tpdne_cli.models import Model
+from tpdne_cli.seeds import Seed, latents, random_state
+
+if TYPE_CHECKING:
+    import torch
+
+NOISE_MODES = ("const", "random", "none")
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, beside model and seed, decides what an image shows.
+
+    truncation: psi, 1 as trained, 0 the average face; None: the model's own choice. truncation_cutoff: number of
+    style layers it applies to, None: all. noise: 'const' (the model's own), 'random' (drawn from the seed) or 'none'.
+    class_index: for conditional models; None: class 0.
+    """
+
+    truncation: float | None = None
+    truncation_cutoff: int | None = None
+    noise: str = "const"
+    class_index: int | None = None
+
+    def check(self, model: Model) -> Settings:
+        """These settings with the model's own choices filled in. Raises SettingsError for what it does not have."""
+        psi = model.truncation if self.truncation is None else self.truncation
+        if not np.isfinite(psi):
+            raise SettingsError(f"The truncation {psi} is not a number: 0 gives the average image, 1 the full variety.")
+        num_ws = model.generator.num_ws
+        if self.truncation_cutoff is not None and not 0 <= self.truncation_cutoff <= num_ws:
+            cutoff = self.truncation_cutoff
+            raise SettingsError(f"The truncation cutoff {cutoff} is outside 0..{num_ws}, {model.name}'s layers.")
+        if self.noise not in NOISE_MODES:
+            raise SettingsError(f"The noise mode {self.noise!r} is none of {', '.join(NOISE_MODES)}.")
+        return dataclasses.replace(self, truncation=float(psi), class_index=self._class(model))
+
+    def _class(self, model: Model) -> int | None:
+        classes = model.config.c_dim
+        if not classes:
+            if self.class_index is not None:
+                raise SettingsError(f"{model.name} has no classes: leave the class out.")
+            return None
+        index = self.class_index or 0
+        if not 0 <= index < classes:
+            raise SettingsError(f"The class {index} is outside 0..{classes - 1}, {model.name}'s classes.")
+        return index
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: pixels uint8 [H, W, C] with C 3 or 1, and the recipe that makes it again."""
+
+    seed: Seed
+    pixels: Pixels
+    recipe: dict[str, Any]
+    seconds: float  # of the network, its share of the batch
+
+
+class Sampler:
+    """Turns seeds into images with one model, on one device.
+
+    Raises DeviceError for a device or precision that is not there, SettingsError for settings the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        from tpdne_cli import devices
+
+        self.model = model
+        self.settings = (settings or Settings()).check(model)
+        self.device = devices.choose(device)
+        self.precision = devices.choose_precision(precision, self.device)
+        if batch_size is not None and batch_size < 1:
+            raise SettingsError(f"The batch size {batch_size} is not a positive number.")
+        self.batch_size = batch_size or devices.batch_size(self.device, model.resolution)
+        self.generator = devices.place(model.generator, self.device, self.precision)
+
+    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
+        """One Sample per seed, in order. Raises DeviceError where even one image does not fit in memory."""
+        pending = iter(seeds)
+        while batch := list(islice(pending, self.batch_size)):
+            yield from self._retreating(batch)
+
+    def _retreating(self, batch: list[Seed]) -> Iterator[Sample]:
+        """A batch, in halves where memory runs out; the smaller size is kept."""
+        from tpdne_cli import devices
+
+        while batch:
+            part = batch[: self.batch_size]
+            try:
+                samples = self._run(part)
+            except Exception as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise DeviceError(
+                        f"There is not enough memory for one image of {self.model.name} on {self.device}."
+                    ) from None
+                self.batch_size = (self.batch_size + 1) // 2
+                devices.release_memory(self.device)
+                continue
+            yield from samples
+            batch = batch[len(part) :]
+
+    def _run(self, seeds: list[Seed]) -> list[Sample]:
+        import torch
+
+        start = time.perf_counter()
+        size = len(seeds) if self.device.type == "cpu" else self.batch_size
+        padded = seeds + seeds[-1:] * (size - len(seeds))
+        with torch.inference_mode():
+            pixels = to_uint8(self.synthesize(self.map(padded), padded))[: len(seeds)].cpu().numpy()
+        seconds = (time.perf_counter() - start) / len(seeds)
+        return [Sample(s, p, self.recipe(s), seconds) for s, p in zip(seeds, pixels, strict=True)]
+
+    def map(self, seeds: list[Seed]) -> torch.Tensor:
+        """ws [N, num_ws, w_dim] for seeds, truncated."""
+        import torch
+
+        z = torch.from_numpy(latents(seeds, self.model.config.z_dim).astype(np.float32)).to(self.device)
+        c = None
+        if self.settings.class_index is not None:
+            c = torch.zeros(len(seeds), self.model.config.c_dim, device=self.device)
+            c[:, self.settings.class_index] = 1
+        ws: torch.Tensor = self.generator.mapping(z, c, self.settings.truncation, self.settings.truncation_cutoff)
+        return ws
+
+    def synthesize(self, ws: torch.Tensor, seeds: list[Seed]) -> torch.Tensor:
+        """ws -> images float32 [N, C, R, R] in nominal [-1, 1]; seeds draw the noise where it is random."""
+        noise: Any = self.settings.noise
+        if noise == "random":
+            noise = SeededNoise(seeds, self.device)
+        images: torch.Tensor = self.generator.synthesis(ws, noise)
+        return images
+
+    def recipe(self, seed: Seed) -> dict[str, Any]:
+        """All that names this image: model, weights, seed, settings, version."""
+        return {
+            "model": self.model.name,
+            "weights": self.model.sha256,
+            "seed": seed,
+            **dataclasses.asdict(self.settings),
+            "precision": str(self.precision).removeprefix("torch."),
+            "device": self.device.type,
+            "version": __version__,
+        }
+
+
+class SeededNoise:
+    """Noise that belongs to the seed: each image draws its layers' noise, in layer order, from a stream of its own."""
+
+    def __init__(self, seeds: list[Seed], device: torch.device) -> None:
+        self.streams = [random_state(seed, "noise") for seed in seeds]
+        self.device = device
+
+    def __call__(self, height: int, width: int) -> torch.Tensor:
+        """[N, 1, height, width]"""
+        import torch
+
+        noise = np.stack([stream.randn(1, height, width).astype(np.float32) for stream in self.streams])
+        return torch.from_numpy(noise).to(self.device)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], as the published tools round."""
+    import torch
+
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
