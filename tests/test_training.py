@@ -1,0 +1,440 @@
+"""The training room: pictures, losses, augmentation, growth, and runs that can be stopped at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tpdne_cli import models
+from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
+from tpdne_cli.networks.ops import setup_filter, upsample2d
+from tpdne_cli.training import checkpoint, data, growth, losses, precision
+from tpdne_cli.training.augment import Ada, DiffAugment
+from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule
+from tpdne_cli.training.export import export
+from tpdne_cli.training.loop import Run, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten 16x16 pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return folder
+
+
+def tiny(pictures: Path, run_dir: Path, **changes) -> TrainConfig:
+    """A run of seconds: 16 px, eight channels."""
+    small = TrainConfig(
+        data=str(pictures), run_dir=str(run_dir), schedule="16", images=16, batch=4, z_dim=8, w_dim=8, mapping_layers=2,
+        channel_base=128, channel_max=8, precision="float32", device="cpu", r1_every=2, log_every=2, critic_head_start=4
+    )  # fmt: skip
+    return dataclasses.replace(small, **changes)
+
+
+def nets(resolution: int = 8) -> growth.Networks:
+    torch.manual_seed(0)
+    config = TrainConfig(
+        data="", run_dir="", z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, schedule="8"
+    )
+    return growth.build(config, resolution)
+
+
+def assert_same(a: dict, b: dict) -> None:
+    """Two checkpoints, bit for bit."""
+    assert a.keys() == b.keys()
+    for key in a:
+        if isinstance(a[key], torch.Tensor):
+            assert torch.equal(a[key], b[key]), key
+        elif isinstance(a[key], dict):
+            assert_same(a[key], b[key])
+        elif key not in ("seconds", "run_dir", "images", "log_every"):
+            assert a[key] == b[key], key
+
+
+# --- pictures
+
+
+def test_pictures_are_cropped_at_the_centre_and_averaged(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(1).randint(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    square = pixels[:, 8:40].astype(np.float64)
+    blocks = square.reshape(16, 2, 16, 2, 3).mean(axis=(1, 3))
+    found = data.load_images(tmp_path, 16)
+    assert found.dtype == torch.uint8 and found.shape == (1, 3, 16, 16)
+    assert np.abs(found[0].permute(1, 2, 0).numpy() - blocks).max() <= 0.5 + 1e-9
+
+
+def test_folder_and_zip_give_the_same_and_pass_other_files_over(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.JPG", "deeper/c.webp"]):
+        Image.new("RGB", (20, 20), (i * 100, 0, 50)).save(folder / name)
+    (folder / "sources.csv").write_text("file,source\n")
+    (folder / ".hidden.png").write_bytes(b"no picture")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, file.relative_to(folder))
+    from_folder, from_zip = data.load_images(folder, 8), data.load_images(tmp_path / "all.zip", 8)
+    assert torch.equal(from_folder, from_zip)
+    assert [round(float(c)) // 90 for c in from_folder[:, 0].float().mean((1, 2))] == [0, 1, 2]
+
+
+def test_transparency_becomes_white_and_grey_becomes_colour(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("L", (8, 8), 7).save(tmp_path / "b.png")
+    found = data.load_images(tmp_path, 8)
+    assert (found[0] == 255).all() and (found[1] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.png", b"no picture", "x.png is not a readable picture"),
+        ("sources.csv", b"a,b", "no PNG, JPEG or WebP"),
+        ("small.png", None, "small.png is 9x12 pixels, smaller than the 16"),
+    ],
+)
+def test_bad_pictures_are_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is None:
+        Image.new("RGB", (9, 12)).save(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=words):
+        data.load_images(tmp_path, 16)
+
+
+def test_missing_source_and_broken_zip_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist"):
+        data.load_images(tmp_path / "nowhere", 16)
+    (tmp_path / "broken.zip").write_bytes(b"PK but not really")
+    with pytest.raises(TrainingError, match="neither a folder nor a readable zip"):
+        data.load_images(tmp_path / "broken.zip", 16)
+
+
+def test_every_pass_shows_every_picture_once_in_a_new_order() -> None:
+    seen, position = [], 0
+    for _ in range(5):
+        indices, position = data.batch_indices(10, 4, 0, position)
+        seen += indices.tolist()
+    assert position == 20 and sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    again, _ = data.batch_indices(10, 4, 0, 8)
+    assert again.tolist() == seen[8:12]
+
+
+# --- losses
+
+
+def test_losses_are_the_logistic_ones() -> None:
+    x = torch.linspace(-5, 5, 11, dtype=torch.float64)
+    sigmoid = 1 / (1 + np.exp(-x.numpy()))
+    assert np.isclose(losses.generator_loss(x), -np.log(sigmoid).mean())
+    assert np.isclose(losses.real_loss(x), -np.log(sigmoid).mean())
+    assert np.isclose(losses.fake_loss(x), -np.log(1 - sigmoid).mean())
+
+
+def test_r1_is_the_squared_gradient_and_can_be_derived_again() -> None:
+    weight = torch.nn.Parameter(torch.randn(3, 4, 4, dtype=torch.float64))
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    penalty = losses.r1_penalty(lambda y: (y.square() * weight).sum((1, 2, 3))[:, None], x)
+    assert np.isclose(penalty.item(), (2 * x * weight).square().sum((1, 2, 3)).mean().item())
+    penalty.backward()
+    assert torch.allclose(weight.grad, (8 * x.square() * weight).mean(0))
+
+
+# --- augmentation
+
+
+def test_augmentation_of_no_strength_changes_nothing() -> None:
+    x = torch.rand(6, 3, 16, 16) * 2 - 1
+    assert torch.allclose(Ada(torch.device("cpu"))(x), x, atol=1e-5)
+    assert torch.allclose(DiffAugment(0.0)(x), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["diffaugment", "ada"])
+def test_augmentation_changes_each_image_its_own_way_and_lets_gradients_through(kind: str) -> None:
+    torch.manual_seed(0)
+    ada = Ada(torch.device("cpu"))
+    ada.p.fill_(1.0)
+    x = (torch.rand(1, 3, 16, 16) * 2 - 1).repeat(4, 1, 1, 1).requires_grad_()
+    y = (ada if kind == "ada" else DiffAugment())(x)
+    assert y.shape == x.shape and y.isfinite().all()
+    assert all((y[i] - y[j]).abs().max() > 0.05 for i in range(4) for j in range(i))
+    y.sum().backward()
+    assert x.grad is not None and (x.grad != 0).any(dim=3).any(dim=2).all()
+
+
+def test_translation_moves_by_whole_pixels_and_fills_with_grey() -> None:
+    torch.manual_seed(1)
+    x = torch.rand(32, 3, 16, 16) + 1
+    y = DiffAugment()._translation(x)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    for i in range(32):
+        shifts = [padded[i, :, a : a + 16, b : b + 16] for a in range(5) for b in range(5)]
+        assert any(torch.equal(y[i], shifted) for shifted in shifts)
+
+
+def test_cutout_takes_at_most_a_quarter() -> None:
+    torch.manual_seed(2)
+    holes = (DiffAugment()._cutout(torch.ones(64, 3, 16, 16)) == 0)[:, 0].sum((1, 2))
+    assert holes.min() >= 16 and holes.max() == 64
+
+
+def test_ada_follows_the_sign_of_the_critic() -> None:
+    ada = Ada(torch.device("cpu"), target=0.6, images_to_full=100)
+    for _ in range(3):
+        ada.update(torch.tensor(0.9), 10)
+    assert ada.p.item() == pytest.approx(0.3)
+    for _ in range(9):
+        ada.update(torch.tensor(0.1), 10)
+    assert ada.p.item() == 0.0
+
+
+def test_ada_colours_keep_grey_grey_under_hue_and_saturation() -> None:
+    torch.manual_seed(0)
+    ada = Ada(torch.device("cpu"))
+    ada.p.fill_(1.0)
+    grey = torch.full((16, 3, 4, 4), 0.25)
+    y = ada._recolour(grey)
+    assert (y - y.mean(1, keepdim=True)).abs().max() < 1e-5
+
+
+# --- networks that grow
+
+
+def test_growing_the_generator_leaves_its_image_as_it_was() -> None:
+    small = nets()
+    for generator in (small.generator, small.ema):
+        with torch.no_grad():
+            generator.mapping.w_avg.normal_()
+    large = growth.grow(small)
+    z = torch.randn(3, 8)
+    for before, after in ((small.generator, large.generator), (small.ema, large.ema)):
+        with torch.no_grad():
+            expected = upsample2d(before(z, psi=0.7, noise="const"), setup_filter([1, 3, 3, 1]))
+            assert (after(z, psi=0.7, noise="const") - expected).abs().max() < 1e-5
+    assert large.generator.config.resolution == large.discriminator.config.resolution == 16
+    old, new = small.discriminator.state_dict(), large.discriminator.state_dict()
+    assert torch.equal(old["b8.conv0.weight"], new["b8.conv0.weight"]) and "b8.fromrgb.weight" not in new
+
+
+def test_adams_moments_survive_growth() -> None:
+    small, large = nets(), growth.grow(nets())
+    before = torch.optim.Adam(small.generator.parameters())
+    small.generator(torch.randn(2, 8)).sum().backward()
+    before.step()
+    after = torch.optim.Adam(large.generator.parameters())
+    growth.carry_moments(small.generator, before, large.generator, after)
+    moments = after.state[large.generator.mapping.fc0.weight]
+    assert torch.equal(moments["exp_avg_sq"], before.state[small.generator.mapping.fc0.weight]["exp_avg_sq"])
+    assert large.generator.synthesis.b16.conv0.weight not in after.state
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("32,64:1k", "every stage but the last"),
+        ("48", "powers of two"),
+        ("32:1k,128", "doubles"),
+        ("big", "no stage"),
+    ],
+)
+def test_schedules_that_are_none(text: str, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        parse_schedule(text)
+
+
+def test_a_schedule() -> None:
+    assert parse_schedule("32:60k, 64:1.5M,128") == (Stage(32, 60_000), Stage(64, 1_500_000), Stage(128, None))
+
+
+# --- checkpoints
+
+
+def test_the_checkpoint_before_is_kept_and_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    assert checkpoint.load(tmp_path)["number"] == 2
+    (tmp_path / checkpoint.LATEST).write_bytes(b"half")
+    assert checkpoint.load(tmp_path)["number"] == 1
+    (tmp_path / checkpoint.LATEST).unlink()  # what a kill between the two renames leaves
+    assert checkpoint.load(tmp_path)["number"] == 1
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"config": Evil()}, tmp_path / checkpoint.LATEST)
+    with pytest.raises(TrainingError):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_checkpoint_is_one_sentence(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no checkpoint"):
+        train(tiny(pictures, tmp_path / "run"), resume=True)
+
+
+# --- runs
+
+
+@pytest.mark.parametrize("augment", ["ada", "diffaugment", "none"])
+def test_a_stopped_run_ends_bit_for_bit_where_an_unbroken_one_does(
+    tmp_path: Path, pictures: Path, augment: str
+) -> None:
+    settings = {"schedule": "8:24,16", "images": 48, "augment": augment, "ada_images": 50}
+    whole = tiny(pictures, tmp_path / "whole", **settings)
+    train(whole)
+    broken = dataclasses.replace(whole, run_dir=str(tmp_path / "broken"))
+    for limit in (16, 28, 40, 48):  # within a stage, right after growth, later, the end
+        steps = dataclasses.replace(broken, images=limit)
+        train(steps, resume=limit != 16)
+    assert_same(checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "broken"))
+
+
+def test_should_stop_leaves_a_checkpoint_and_the_callers_random_state(tmp_path: Path, pictures: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(tiny(pictures, tmp_path / "run"), should_stop=lambda: True)
+    assert torch.equal(torch.rand(3), expected)
+    assert checkpoint.load(tmp_path / "run")["counters"]["images"] == 0
+    with pytest.raises(TrainingError, match="--resume"):
+        train(tiny(pictures, tmp_path / "run"))
+
+
+def test_a_run_killed_outright_goes_on(tmp_path: Path, pictures: Path) -> None:
+    config = tiny(pictures, tmp_path / "run", images=10**9, checkpoint_seconds=0.0)
+    program = (
+        "import json, sys\n"
+        "from tpdne_cli.training import config, loop\n"
+        "loop.train(config.TrainConfig(**json.loads(sys.argv[1])))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, json.dumps(config.to_json())])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / checkpoint.PREVIOUS).exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        child.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        child.wait()
+    images = checkpoint.load(tmp_path / "run")["counters"]["images"]
+    train(dataclasses.replace(config, images=images + 8), resume=True)
+    assert checkpoint.load(tmp_path / "run")["counters"]["images"] == images + 8
+
+
+def test_a_run_leaves_log_samples_and_files_that_generate(tmp_path: Path, pictures: Path) -> None:
+    heard = []
+    train(tiny(pictures, tmp_path / "run"), on_progress=heard.append)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [p.images for p in heard] == [8, 16]
+    assert lines[-1]["resolution"] == 16 and lines[-1]["r1"] > 0
+    with Image.open(tmp_path / "run" / "samples-00000016.png") as sheet:
+        assert sheet.size == (128, 128)
+    generator, critic = export(tmp_path / "run", tmp_path / "mine.safetensors", {"licence": "mine"})
+    model = models.load(generator)
+    state = checkpoint.load(tmp_path / "run")
+    assert model.info["licence"] == "mine" and model.info["images_seen"] == 16 and model.truncation == 0.7
+    assert torch.equal(model.generator.synthesis.b4.const, state["ema"]["synthesis.b4.const"].half().float())
+    w = model.generator.mapping(torch.randn(4000, 8))[:, 0]
+    assert (model.generator.mapping.w_avg - w.mean(0)).abs().max() < 0.1 * w.std() + 1e-3
+    assert critic.name == "mine-critic.safetensors" and critic.exists()
+
+
+def test_transfer_begins_with_the_other_generators_weights(tmp_path: Path, pictures: Path) -> None:
+    train(tiny(pictures, tmp_path / "first"))
+    path, _ = export(tmp_path / "first", tmp_path / "first.safetensors")
+    second = tiny(pictures, tmp_path / "second", from_model=str(path), images=4)
+    run = Run(second, None)
+    state = checkpoint.load(tmp_path / "first")
+    for net, stored in ((run.nets.generator, state["ema"]), (run.nets.discriminator, state["discriminator"])):
+        for name, tensor in net.state_dict().items():
+            if name != "mapping.w_avg":
+                assert torch.equal(tensor, stored[name].half().float()), name
+    run.step()
+    with pytest.raises(TrainingError, match="begin the schedule"):
+        Run(dataclasses.replace(second, schedule="8:4,16"), None)
+
+
+def test_the_average_follows_the_generator(tmp_path: Path, pictures: Path) -> None:
+    run = Run(tiny(pictures, tmp_path, ema_images=4, ema_rampup=1e9), None)
+    before = run.nets.ema.synthesis.b4.const.clone()
+    run.step()
+    run.step()
+    after = run.nets.generator.synthesis.b4.const
+    # Half life of one batch: the first step's change is seen half, and half of that remains one step later.
+    assert not torch.equal(before, after)
+    run.nets.generator.synthesis.b4.const.data.copy_(torch.ones_like(after))
+    average = run.nets.ema.synthesis.b4.const.clone()
+    run._step_average()
+    assert torch.allclose(run.nets.ema.synthesis.b4.const, average / 2 + 0.5)
+
+
+def test_training_learns_the_colour_of_the_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "red"
+    folder.mkdir()
+    noise = np.random.RandomState(0)
+    for i in range(8):
+        pixels = np.clip(np.array([220, 40, 40]) + noise.randint(-20, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    config = tiny(folder, tmp_path / "run", schedule="8", images=1200, augment="none", ema_images=100)
+    train(config)
+    state = checkpoint.load(tmp_path / "run")
+    run = Run(config, state)
+    with torch.no_grad():
+        mean = run.nets.ema(torch.randn(16, 8)).mean((0, 2, 3))
+    assert mean[0] > 0.3 > -0.3 > mean[1:].max()
+
+
+def test_numbers_that_are_none_end_the_run_without_a_checkpoint(tmp_path: Path, pictures: Path) -> None:
+    config = tiny(pictures, tmp_path / "run", learning_rate=1e38)
+    with pytest.raises(TrainingError, match="lower rate"):
+        train(config)
+    assert not checkpoint.exists(tmp_path / "run")
+
+
+def test_precision_is_probed_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for gain, auto in ((0.0, torch.float32), (1.1, torch.float32), (4.0, torch.bfloat16)):
+        monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
+        assert precision.choose_dtype("auto", cpu) == auto
+        assert precision.choose_dtype("float32", cpu) == torch.float32
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.0)
+    with pytest.raises(DeviceError, match="float32"):
+        precision.choose_dtype("bfloat16", cpu)
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert precision.bfloat16_gain() == 0.0
+
+
+def test_damaged_transfer_source_is_refused(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError):
+        Run(tiny(pictures, tmp_path / "run", from_model=str(tmp_path / "bad.safetensors")), None)

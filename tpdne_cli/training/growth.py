@@ -1,0 +1,130 @@
+"""Networks of a run: built anew, grown to the next resolution, or taken from another generator's file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from tpdne_cli import models
+from tpdne_cli.checkpoints import Checkpoint, safetensors
+from tpdne_cli.errors import TrainingError
+from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.training.config import TrainConfig
+
+
+@dataclasses.dataclass
+class Networks:
+    """The three networks of a run: generator, its moving average, discriminator."""
+
+    generator: Generator
+    ema: Generator
+    discriminator: Discriminator
+
+
+def build(config: TrainConfig, resolution: int) -> Networks:
+    """Networks with fresh weights for the first stage."""
+    generator = Generator(
+        Config(
+            resolution,
+            config.channel_base,
+            config.channel_max,
+            z_dim=config.z_dim,
+            w_dim=config.w_dim,
+            mapping_layers=config.mapping_layers,
+        )
+    )
+    discriminator = Discriminator(DiscriminatorConfig(resolution, config.channel_base, config.channel_max))
+    return Networks(generator, _frozen_copy(generator), discriminator)
+
+
+def from_file(path: Path, resolution: int) -> Networks:
+    """Networks that begin with another generator's weights, and its critic's where that lies beside it.
+
+    Raises TrainingError where the generator is not a StyleGAN2 of that resolution, CheckpointError for damaged files.
+    """
+    source = safetensors.read(path)
+    found = source.config.get("resolution")
+    if source.arch != "stylegan2" or found != resolution:
+        raise TrainingError(
+            f"{path} is a {source.arch} of {found} pixels: begin the schedule with a StyleGAN2 of that size, "
+            f"e.g. --schedule {found}."
+        )
+    generator = Generator(Config(**_tuples(source.config)))
+    _load(generator, source.tensors)
+    critic = _critic_beside(path, generator.config)
+    return Networks(generator, _frozen_copy(generator), critic)
+
+
+def grow(old: Networks) -> Networks:
+    """The same networks at twice the resolution.
+
+    The skip generator grows without a seam: its new block adds an image whose toRGB weights begin at zero. The
+    discriminator gets a new fromRGB and block in front, and has to catch up.
+    """
+    generator = Generator(_doubled(old.generator.config))
+    discriminator = Discriminator(_doubled(old.discriminator.config))
+    ema = _frozen_copy(generator)
+    for new, before in ((generator, old.generator), (ema, old.ema)):
+        _copy_tensors(before, new)
+        torgb = new.get_submodule(f"synthesis.b{generator.config.resolution}.torgb")
+        nn.init.zeros_(torgb.get_parameter("weight"))
+    _copy_tensors(old.discriminator, discriminator)
+    return Networks(generator, ema, discriminator)
+
+
+def carry_moments(
+    old_module: nn.Module, old: torch.optim.Optimizer, new_module: nn.Module, new: torch.optim.Optimizer
+) -> None:
+    """Hands Adam's moments of the tensors that both modules share on to the new optimiser."""
+    before = dict(old_module.named_parameters())
+    for name, parameter in new_module.named_parameters():
+        if name in before and before[name].shape == parameter.shape and before[name] in old.state:
+            new.state[parameter] = old.state[before[name]]
+
+
+def _critic_beside(path: Path, config: Config) -> Discriminator:
+    beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
+    if beside.exists():
+        source: Checkpoint = safetensors.read(beside)
+        if source.discriminator_config is not None and source.discriminator_tensors is not None:
+            critic = Discriminator(DiscriminatorConfig(**_tuples(source.discriminator_config)))
+            _load(critic, source.discriminator_tensors)
+            return critic
+    return Discriminator(
+        DiscriminatorConfig(config.resolution, config.channel_base, config.channel_max, config.channels)
+    )
+
+
+def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+
+
+def _load(network: nn.Module, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    network.load_state_dict({k: torch.from_numpy(np.asarray(v, dtype=np.float32)) for k, v in tensors.items()})
+
+
+AnyConfig = TypeVar("AnyConfig", Config, DiscriminatorConfig)
+
+
+def _doubled(config: AnyConfig) -> AnyConfig:
+    listed: tuple[int, ...] = config.channels or ()
+    channels = (*listed, max(listed[-1] // 2, 1)) if listed else None
+    return dataclasses.replace(config, resolution=config.resolution * 2, channels=channels)
+
+
+def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
+    wanted = target.state_dict()
+    shared = {k: v for k, v in source.state_dict().items() if k in wanted and wanted[k].shape == v.shape}
+    target.load_state_dict(shared, strict=False)
+
+
+def _frozen_copy(generator: Generator) -> Generator:
+    return copy.deepcopy(generator).eval().requires_grad_(False)

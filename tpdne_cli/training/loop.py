@@ -1,0 +1,331 @@
+"""The training loop: StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) grown from low to high resolution."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tpdne_cli import devices
+from tpdne_cli.errors import TrainingError
+from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.training import checkpoint, data, growth, losses, sheets
+from tpdne_cli.training.augment import Ada, DiffAugment
+from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule
+from tpdne_cli.training.precision import choose_dtype
+
+LOG = "log.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the caller hears every `log_every` steps, and what one line of the log holds."""
+
+    images: int
+    total: int
+    resolution: int
+    seconds: float
+    images_per_second: float
+    generator_loss: float
+    discriminator_loss: float
+    r1: float
+    real_score: float
+    fake_score: float
+    r_t: float
+    augment_p: float
+    learning_rate: float
+
+
+@dataclasses.dataclass
+class Counters:
+    """Where a run stands: photographs shown in all and in this stage, steps, place in the data's order."""
+
+    images: int = 0
+    steps: int = 0
+    stage: int = 0
+    stage_images: int = 0
+    position: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    config: TrainConfig,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+) -> Path:
+    """Trains until `config.images` photographs were shown, or until `should_stop` says so, and leaves a checkpoint.
+
+    With `resume`, goes on from the newest checkpoint in `config.run_dir`; on a CPU the result is bit for bit that of
+    a run never stopped. Returns the path of the checkpoint. Raises TrainingError, DeviceError.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    run_dir = Path(config.run_dir)
+    if not resume and checkpoint.exists(run_dir):
+        raise TrainingError(f"{run_dir} holds a run already; go on with --resume or choose another folder.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():  # the caller's random numbers stay his
+        run = Run(config, checkpoint.load(run_dir) if resume else None)
+        for progress in run.until(should_stop):
+            on_progress(progress)
+        return run.save()
+
+
+class Run:
+    """A run in memory: networks, optimisers, counters. `until` moves it, `save` stores it."""
+
+    def __init__(self, config: TrainConfig, state: dict[str, Any] | None) -> None:
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.device = devices.choose(config.device)
+        self.dtype = choose_dtype(config.precision, self.device)
+        self.stages = parse_schedule(config.schedule)
+        self.counters = Counters()
+        self.augment = self._augmentation()
+        if state is None:
+            torch.manual_seed(config.seed)
+            resolution = self.stages[0].resolution
+            begun = growth.from_file(Path(config.from_model), resolution) if config.from_model else None
+            self._adopt(begun or growth.build(config, resolution))
+        else:
+            self._restore(state)
+        self._enter_stage()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of growth the run is in."""
+        return self.stages[self.counters.stage]
+
+    def until(self, should_stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Steps until the end, yielding what the log gets; stores checkpoints by the clock on the way."""
+        saved = started = time.monotonic()
+        seconds_before = self.counters.seconds
+        since, since_images = started, self.counters.images
+        while self.counters.images < self.config.images and not should_stop():
+            if self.stage.images is not None and self.counters.stage_images >= self.stage.images:
+                if self.counters.stage + 1 == len(self.stages):
+                    return
+                self._grow()
+            self.step()
+            now = time.monotonic()
+            self.counters.seconds = seconds_before + now - started
+            if self.counters.steps % self.config.log_every == 0:
+                speed = (self.counters.images - since_images) / max(now - since, 1e-9)
+                yield self._log(speed)
+                since, since_images = time.monotonic(), self.counters.images
+            if now - saved >= self.config.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+                since += saved - now
+
+    def step(self) -> None:
+        """One batch: discriminator, its R1 penalty every `r1_every` steps, generator, moving average."""
+        catching_up = self.counters.stage > 0 and self.counters.stage_images < self.config.critic_head_start
+        reals = self._next_reals()
+        with torch.set_grad_enabled(not catching_up):
+            fakes = self._generate()
+        self._step_discriminator(reals, fakes.detach())
+        if self.counters.steps % self.config.r1_every == 0:
+            self._step_r1(reals)
+        if not catching_up:
+            self._step_generator(fakes)
+            self._step_average()
+        self.counters.steps += 1
+        self.counters.images += self.config.batch
+        self.counters.stage_images += self.config.batch
+
+    def save(self) -> Path:
+        """Writes checkpoint and sample sheet."""
+        if not all(p.isfinite().all() for p in self.nets.generator.parameters()):
+            raise TrainingError(
+                "The generator holds values that are not numbers: go on with --resume and a lower rate."
+            )
+        path = checkpoint.save(self.run_dir, self._state())
+        sheets.write(self.nets.ema, self.run_dir / f"samples-{self.counters.images:08d}.png")
+        return path
+
+    def _next_reals(self) -> torch.Tensor:
+        indices, self.counters.position = data.batch_indices(
+            len(self.pictures), self.config.batch, self.config.seed, self.counters.position
+        )
+        reals = data.to_float(self.pictures[indices.to(self.device)])
+        if self.config.mirror:
+            flip = torch.rand(len(reals), 1, 1, 1, device=self.device) < 0.5
+            reals = torch.where(flip, reals.flip(3), reals)
+        return reals.contiguous(memory_format=torch.channels_last)
+
+    def _generate(self) -> torch.Tensor:
+        g, n = self.nets.generator, self.config.batch
+        z = torch.randn(2 * n, g.config.z_dim, device=self.device)
+        ws, other = g.mapping(z, None).chunk(2)  # [N, num_ws, w_dim]
+        g.mapping.w_avg.lerp_(ws[:, 0].detach().mean(dim=0), 0.002)
+        # Style mixing: from a random layer on, the styles of a second latent (section 3.1 of arXiv 1812.04948).
+        crossover = torch.randint(1, g.num_ws, (n, 1, 1), device=self.device)
+        mixed = torch.rand(n, 1, 1, device=self.device) < self.config.style_mixing
+        layer = torch.arange(g.num_ws, device=self.device).view(1, -1, 1)
+        images: torch.Tensor = self._synthesis(torch.where(mixed & (layer >= crossover), other, ws), noise="random")
+        return images
+
+    def _step_discriminator(self, reals: torch.Tensor, fakes: torch.Tensor) -> None:
+        real_logits = self._critic(self.augment(reals))
+        real_loss = losses.real_loss(real_logits)
+        real_loss.backward()  # type: ignore[no-untyped-call]
+        fake_logits = self._critic(self.augment(fakes))
+        fake_loss = losses.fake_loss(fake_logits)
+        fake_loss.backward()  # type: ignore[no-untyped-call]
+        self._apply(self.d_optimizer)
+        r_t = real_logits.detach().sign().mean()
+        if isinstance(self.augment, Ada):
+            self.augment.update(r_t, self.config.batch)
+        self._note("discriminator_loss", real_loss + fake_loss)
+        self._note("real_score", real_logits.mean())
+        self._note("fake_score", fake_logits.mean())
+        self._note("r_t", r_t)
+
+    def _step_r1(self, reals: torch.Tensor) -> None:
+        critic = self.nets.discriminator
+        gamma = self.config.gamma
+        if gamma is None:
+            gamma = losses.default_gamma(self.stage.resolution, self.config.batch)
+        penalty = losses.r1_penalty(lambda x: critic(self.augment(x)), reals)
+        (penalty * (gamma / 2 * self.config.r1_every)).backward()  # type: ignore[no-untyped-call]
+        self._apply(self.d_optimizer)
+        self._note("r1", penalty)
+
+    def _step_generator(self, fakes: torch.Tensor) -> None:
+        self.nets.discriminator.requires_grad_(False)
+        loss = losses.generator_loss(self._critic(self.augment(fakes)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.nets.discriminator.requires_grad_(True)
+        self._apply(self.g_optimizer)
+        self._note("generator_loss", loss)
+
+    def _step_average(self) -> None:
+        half_life = min(self.config.ema_images, max(self.counters.images, 1) * self.config.ema_rampup)
+        keep = 0.5 ** (self.config.batch / max(half_life, 1e-8))
+        average, current = self.nets.ema, self.nets.generator
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - keep)
+            for old, new in zip(average.buffers(), current.buffers(), strict=True):
+                old.copy_(new)
+
+    @staticmethod
+    def _apply(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _adopt(self, nets: growth.Networks) -> None:
+        """Takes networks as its own: device, layout, precision, optimisers."""
+        for net in (nets.generator, nets.ema, nets.discriminator):
+            net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for half in (nets.generator.synthesis, nets.ema.synthesis, nets.discriminator):
+            half.set_precision(self.dtype)
+        self.nets = nets
+        lr, lazy = self.config.learning_rate, self.config.r1_every / (self.config.r1_every + 1)
+        fused = self.device.type in ("cpu", "cuda")
+        self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
+        # Section B of 1912.04958: as if the lazy penalty were a part of every step.
+        self.d_optimizer = torch.optim.Adam(nets.discriminator.parameters(), lr * lazy, (0.0, 0.99**lazy), fused=fused)
+        self._synthesis = torch.compile(nets.generator.synthesis) if self.config.compile else nets.generator.synthesis
+        self._critic = torch.compile(nets.discriminator) if self.config.compile else nets.discriminator
+
+    def _grow(self) -> None:
+        old, g_optimizer, d_optimizer = self.nets, self.g_optimizer, self.d_optimizer
+        self.counters.stage += 1
+        self.counters.stage_images = 0
+        self._adopt(growth.grow(old))
+        growth.carry_moments(old.generator, g_optimizer, self.nets.generator, self.g_optimizer)
+        growth.carry_moments(old.discriminator, d_optimizer, self.nets.discriminator, self.d_optimizer)
+        self._enter_stage()
+
+    def _enter_stage(self) -> None:
+        self.pictures = data.load_images(self.config.data, self.stage.resolution).to(self.device)
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def _augmentation(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self.config.augment == "ada":
+            return Ada(self.device, self.config.ada_target, self.config.ada_images)
+        if self.config.augment == "diffaugment":
+            return DiffAugment(self.config.augment_strength)
+        return lambda x: x
+
+    def _state(self) -> dict[str, Any]:
+        nets = self.nets
+        return {
+            "version": 1,
+            "config": self.config.to_json(),
+            "counters": dataclasses.asdict(self.counters),
+            "generator_config": dataclasses.asdict(nets.generator.config),
+            "discriminator_config": dataclasses.asdict(nets.discriminator.config),
+            "generator": nets.generator.state_dict(),
+            "ema": nets.ema.state_dict(),
+            "discriminator": nets.discriminator.state_dict(),
+            "g_optimizer": self.g_optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "ada_p": self.augment.p if isinstance(self.augment, Ada) else torch.zeros(()),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.counters = Counters(**state["counters"])
+        nets = growth.Networks(
+            Generator(Config(**state["generator_config"])),
+            Generator(Config(**state["generator_config"])).eval().requires_grad_(False),
+            Discriminator(DiscriminatorConfig(**state["discriminator_config"])),
+        )
+        nets.generator.load_state_dict(state["generator"])
+        nets.ema.load_state_dict(state["ema"])
+        nets.discriminator.load_state_dict(state["discriminator"])
+        self._adopt(nets)
+        for optimizer, stored in ((self.g_optimizer, "g_optimizer"), (self.d_optimizer, "d_optimizer")):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state[stored])
+            for group, kept in zip(optimizer.param_groups, settings, strict=True):
+                group.update(kept)  # the learning rate is this run's, so that it can be changed at --resume
+        if isinstance(self.augment, Ada):
+            self.augment.p.copy_(state["ada_p"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        total, count = self._sums.get(name, (torch.zeros((), device=self.device), 0))
+        self._sums[name] = (total + value.detach(), count + 1)
+
+    def _log(self, speed: float) -> Progress:
+        means = {name: (total / count).item() for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise TrainingError(
+                f"The losses stopped being numbers at {self.counters.images} images: --resume with a lower rate."
+            )
+        progress = Progress(
+            images=self.counters.images,
+            total=self.config.images,
+            resolution=self.stage.resolution,
+            seconds=round(self.counters.seconds, 1),
+            images_per_second=round(speed, 2),
+            generator_loss=means.get("generator_loss", math.nan),
+            discriminator_loss=means["discriminator_loss"],
+            r1=means.get("r1", math.nan),
+            real_score=means["real_score"],
+            fake_score=means["fake_score"],
+            r_t=means["r_t"],
+            augment_p=self.augment.p.item() if isinstance(self.augment, Ada) else 0.0,
+            learning_rate=self.config.learning_rate,
+        )
+        with (self.run_dir / LOG).open("a") as log:
+            log.write(json.dumps(_without_nan(dataclasses.asdict(progress))) + "\n")
+        return progress
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
