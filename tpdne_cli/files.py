@@ -45,7 +45,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, exclusive: bool =
         _write_then_publish(path, data, exclusive)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = _WAYS_OUT.get(error.errno or 0, error.strerror) if isinstance(error, OSError) else str(error)
-        raise OutputError(f"{os.fspath(path)!r} cannot be written: {reason}") from error
+        raise OutputError(f"{os.fspath(path)!r} cannot be written: {reason}.") from error
 
 
 def _write_then_publish(path: Path, data: bytes, exclusive: bool) -> None:

@@ -72,7 +72,8 @@ def encode(
         image.save(buffer, FORMATS[format].encoder, **_encoder_settings(format, quality))
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"{image.width}x{image.height} pixels cannot be written as {format} ({error}): use png, or a smaller size"
+            f"An image of {image.width}x{image.height} pixels cannot be written as {format} ({error}): "
+            "use png, or a smaller size."
         ) from error
     data = buffer.getvalue()
     if recipe is None:
@@ -91,12 +92,12 @@ def resize(pixels: Pixels, size: int) -> Pixels:
     import numpy as np
     from PIL import Image
 
-    if not 1 <= size <= MAX_SIDE:
-        raise SettingsError(f"a size of {size} pixels is not possible: choose 1 to {MAX_SIDE}")
     height, width = pixels.shape[:2]
     longest = max(height, width)
     if longest == size:
         return pixels
+    if not 1 <= size <= MAX_SIDE:
+        raise SettingsError(f"A size of {size} pixels is not possible: choose 1 to {MAX_SIDE}.")
     target = max(1, round(width * size / longest)), max(1, round(height * size / longest))
     shrunk = np.asarray(_to_pillow(pixels).resize(target, Image.Resampling.LANCZOS))
     return shrunk.reshape(target[1], target[0], -1)
@@ -121,9 +122,9 @@ def read_pixels(source: str | os.PathLike[str] | bytes) -> Pixels:
         decoded = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         return decoded.reshape(image.height, image.width, -1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} claims too many pixels to be harmless: give a smaller image") from error
+        raise ImageError(f"{name} claims too many pixels to be harmless: give a smaller image.") from error
     except Exception as error:  # damage leads Pillow's decoders to exceptions of every kind
-        raise ImageError(f"{name} is damaged ({error}): make it or copy it again") from error
+        raise ImageError(f"{name} is damaged ({error}): make it or copy it again.") from error
 
 
 def read_recipe(source: str | os.PathLike[str] | bytes) -> dict[str, Any] | None:
@@ -141,13 +142,13 @@ def is_marked(source: str | os.PathLike[str] | bytes) -> bool:
 
 def _checked_quality(format: str, quality: int | None) -> int | None:
     if format not in FORMATS:
-        raise SettingsError(f"{format!r} is not an image format: choose one of {', '.join(FORMATS)}")
+        raise SettingsError(f"{format!r} is not an image format: choose one of {', '.join(FORMATS)}.")
     if quality is None:
         return FORMATS[format].quality
     if FORMATS[format].quality is None:
-        raise SettingsError(f"{format} keeps every pixel and has no quality: leave it out, or choose jpg or webp")
+        raise SettingsError(f"The format {format} is lossless and has no quality: leave it out, or choose jpg or webp.")
     if not 1 <= quality <= 100:
-        raise SettingsError(f"a quality of {quality} is not possible: choose 1 to 100")
+        raise SettingsError(f"A quality of {quality} is not possible: choose 1 to 100.")
     return quality
 
 
@@ -176,6 +177,6 @@ def _to_pillow(pixels: Pixels) -> Any:
 
     if str(pixels.dtype) != "uint8" or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise ImageError(
-            f"{pixels.dtype} pixels of shape {list(pixels.shape)} make no image: give uint8 [H, W, 3] or [H, W, 1]"
+            f"Pixels of {pixels.dtype} {list(pixels.shape)} make no image: give uint8 [H, W, 3] or [H, W, 1]."
         )
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

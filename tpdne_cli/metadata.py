@@ -94,8 +94,8 @@ def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> b
     ).encode()
     if len(packet) > MAX_PACKET:
         raise ImageError(
-            f"the recipe takes {len(packet):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
-            "use a shorter seed, or leave the metadata out"
+            f"The recipe takes {len(packet):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
+            "use a shorter seed, or leave the metadata out."
         )
     if data.startswith(_PNG):
         chunk = b"iTXt" + _PNG_KEY + b"\0\0\0\0\0" + packet
@@ -162,7 +162,7 @@ def format_of(source: str | os.PathLike[str] | bytes) -> str:
 
 def name_of(source: str | os.PathLike[str] | bytes) -> str:
     """How a sentence names an image; quoted, so that no file name can break the line or colour the terminal."""
-    return "the image" if isinstance(source, bytes) else repr(os.fspath(source))
+    return "The image" if isinstance(source, bytes) else repr(os.fspath(source))
 
 
 @contextmanager
@@ -171,11 +171,11 @@ def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[BinaryIO]:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             head = _read_at(file, 0, 12)
             if not head.startswith((_PNG, _JPEG + b"\xff")) and (head[:4], head[8:]) != (b"RIFF", b"WEBP"):
-                raise ImageError(f"{name_of(source)} is not a PNG, JPEG or WebP image: give a file that is")
+                raise ImageError(f"{name_of(source)} is not a PNG, JPEG or WebP image: give a file that is.")
             yield file
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ImageError(f"{name_of(source)} cannot be read ({reason}): check its name and permissions") from error
+        raise ImageError(f"{name_of(source)} cannot be read ({reason}): check its name and permissions.") from error
 
 
 def _blocks(file: BinaryIO) -> Iterator[_Block]:

@@ -1,0 +1,273 @@
+"""What inspect and verify say of images that are ours, touched, borrowed or foreign; the generator is a stand-in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from test_images import WAYS, face
+
+from tpdne_cli import images, metadata
+from tpdne_cli.errors import ImageError, ModelNotFoundError
+from tpdne_cli.inspection import LOSSY_BOUND, Report, inspect, verify
+
+RECIPE = {
+    "model": "faces",
+    "weights": "ab" * 32,
+    "seed": 42,
+    "truncation": 0.7,
+    "precision": "float32",
+    "device": "cpu",
+    "version": "0.1.0",
+}
+ANY = pytest.mark.parametrize(("format", "quality"), WAYS)
+
+
+def regenerate(recipe: Mapping[str, Any]) -> np.ndarray:
+    return face(64, seed=recipe["seed"])
+
+
+def almost(recipe: Mapping[str, Any]) -> np.ndarray:
+    """The same picture as another device makes it: one level off in one value of a hundred."""
+    pixels = regenerate(recipe).astype(int)
+    random = np.random.RandomState(0)
+    return np.clip(pixels + (random.rand(*pixels.shape) < 0.01), 0, 255).astype(np.uint8)
+
+
+def write(
+    folder: Path, format: str = "png", quality: int | None = None, size: int | None = None, **changes: Any
+) -> Path:
+    recipe = {**RECIPE, **changes}
+    path = folder / f"face{images.FORMATS[format].suffix}"
+    path.write_bytes(images.encode(regenerate(recipe), format, quality, recipe, size))
+    return path
+
+
+def save_again(path: Path, image: Image.Image, suffix: str | None = None, **settings: Any) -> Path:
+    """Save as an editor does that keeps the metadata; Pillow writes it, not our own code."""
+    packet = re.search(rb"<\?xpacket begin.*<\?xpacket end=.r.\?>", path.read_bytes(), re.DOTALL)
+    assert packet
+    target = path.with_suffix(suffix or path.suffix)
+    if target.suffix == ".png":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet[0].decode())
+        image.save(target, pnginfo=info, **settings)
+    else:
+        image.save(target, xmp=packet[0], **settings)
+    return target
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def says(report: Report, verdict: str, *words: str) -> None:
+    assert report.verdict == verdict, report
+    assert report.verified == (verdict == "verified")
+    assert report.sentence.endswith(".") and report.sentence.isprintable()
+    for word in words:
+        assert word in report.sentence, report.sentence
+    json.dumps(dataclasses.asdict(report), allow_nan=False)
+
+
+@ANY
+@pytest.mark.parametrize("size", [None, 40, 100])
+def test_an_untouched_image_is_verified(tmp_path, format, quality, size):
+    path = write(tmp_path, format, quality, size)
+    report = inspect(path)
+    says(report, "intact", "tpdne 0.1.0 from seed 42", "only making it again can prove it")
+    assert (report.format, report.width, report.height) == (format, size or 64, size or 64)
+    assert report.synthetic and report.intact and report.recipe == RECIPE and report.path == str(path)
+    report = verify(path, regenerate)
+    says(report, "verified", "This person does not exist: made by tpdne 0.1.0 from seed 42")
+    assert report.max_difference == 0 and report.mean_difference == 0
+
+
+def test_the_subject_is_named_by_the_model(tmp_path):
+    says(verify(write(tmp_path, model="cats"), regenerate), "verified", "This cat does not exist")
+    says(verify(write(tmp_path, model="dishes"), regenerate), "verified", "What this image shows does not exist")
+
+
+def test_another_device_is_told_from_the_same_one(tmp_path):
+    for format, quality in [("png", None), ("webp", 100)]:
+        path = write(tmp_path, format, quality, device="cuda", precision="float16")
+        says(verify(path, almost), "other pixels", "up to 1 of 255 levels apart", "float16 on cuda")
+        report = verify(path, almost, tolerance=1)
+        says(report, "verified", "up to 1 of 255 levels apart")
+        assert report.max_difference == 1 and 0 < report.mean_difference < 0.02
+    report = verify(write(tmp_path, "jpg"), almost)
+    says(report, "verified")
+    assert 0 < report.max_difference <= LOSSY_BOUND
+
+
+@ANY
+def test_a_recipe_that_is_not_its_own(tmp_path, format, quality):
+    forged = tmp_path / "forged"
+    forged.write_bytes(images.encode(regenerate({"seed": 7}), format, quality, RECIPE))  # a whole file, a false recipe
+    says(inspect(forged), "intact")
+    says(verify(forged, lambda recipe: 255 - regenerate(recipe)), "other pixels", "its recipe is false")
+
+
+@ANY
+def test_metadata_added_by_others_changes_nothing(tmp_path, format, quality):
+    path = write(tmp_path, format, quality)
+    data = path.read_bytes()
+    if format == "jpg":
+        data = data[:2] + b"\xff\xfe\x00\x08noted\x00" + data[2:]
+    elif format == "webp":
+        data += b"NOTE\x04\x00\x00\x00text"
+    else:
+        data = data[:-12] + b"\0\0\0\x04tEXta\0bc" + b"\0\0\0\0" + data[-12:]
+    path.write_bytes(data)
+    says(inspect(path), "intact")
+
+
+def test_saved_again_without_loss(tmp_path):
+    path = write(tmp_path)
+    save_again(path, opened(path), compress_level=9)
+    says(inspect(path), "rewritten", "saved again or edited since")
+    says(verify(path, regenerate), "verified", "though the file was saved again since")
+    path = write(tmp_path, "jpg")
+    converted = save_again(path, opened(path), ".png")
+    says(inspect(converted), "rewritten")
+    says(verify(converted, regenerate), "verified", "though the file was saved again since")
+
+
+@ANY
+@pytest.mark.parametrize(("suffix", "settings"), [(".jpg", {"quality": 60}), (".webp", {"quality": 60})])
+def test_saved_again_with_loss(tmp_path, format, quality, suffix, settings):
+    path = write(tmp_path, format, quality)
+    again = save_again(path, opened(path), suffix, **settings)
+    says(inspect(again), "rewritten")
+    report = verify(again, regenerate)
+    says(report, "recompressed", "from seed 42", "of 255 levels apart")
+    assert report.max_difference > LOSSY_BOUND
+
+
+def painted(image: Image.Image) -> Image.Image:
+    ImageDraw.Draw(image).rectangle((20, 20, 25, 25), fill=(255, 0, 0))
+    return image
+
+
+def cloned_patch(image: Image.Image) -> Image.Image:
+    image.paste(image.crop((0, 0, 12, 12)), (40, 40))
+    return image
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def another(_: Image.Image) -> Image.Image:
+    return Image.fromarray(255 - regenerate(RECIPE))
+
+
+@ANY
+@pytest.mark.parametrize("edit", [painted, cloned_patch, mirrored, another])
+def test_edits_are_seen(tmp_path, format, quality, edit):
+    path = write(tmp_path, format, quality)
+    settings = {} if format == "png" else {"quality": 90}
+    save_again(path, edit(opened(path)), **settings)
+    says(inspect(path), "rewritten")
+    says(verify(path, regenerate), "changed", "not the picture made from seed 42")
+
+
+def test_the_faintest_edit_of_a_lossless_image_is_seen(tmp_path):
+    path = write(tmp_path)
+    pixels = images.read_pixels(path)
+    pixels[63, 63, 2] ^= 1
+    save_again(path, Image.fromarray(pixels))
+    report = verify(path, regenerate)
+    says(report, "changed")
+    assert report.max_difference == 1
+
+
+@ANY
+def test_cropped_resized_and_turned(tmp_path, format, quality):
+    for change in (
+        lambda image: image.crop((8, 8, 56, 56)),
+        lambda image: image.resize((32, 32)),
+        lambda image: image.crop((0, 0, 64, 60)).rotate(90, expand=True),
+    ):
+        path = write(tmp_path, format, quality)
+        save_again(path, change(opened(path)))
+        for report in (inspect(path), verify(path, regenerate)):
+            says(report, "resized", "64x64 pixels when made", "cropped, resized or turned since")
+
+
+def test_a_generator_of_another_shape(tmp_path):
+    says(verify(write(tmp_path), lambda _: face(64, 32)), "changed")
+
+
+def test_never_ours(tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(face()).save(path)
+    for report in (inspect(path), verify(path, regenerate)):
+        says(report, "unmarked", "no mark")
+        assert not report.synthetic and report.recipe is None
+    packet = (
+        '<r xmlns:i="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:x="http://ns.adobe.com/xap/1.0/">'
+        f"<i:DigitalSourceType>{metadata.SYNTHETIC}</i:DigitalSourceType>"
+        "<x:CreatorTool>Dream\u2028 3</x:CreatorTool></r>"
+    )
+    Image.fromarray(face()).save(path, xmp=packet.encode())
+    says(verify(path, regenerate), "foreign", 'not tpdne: "Dream\\u2028 3".')
+
+
+def test_stripped_of_metadata(tmp_path):
+    path = write(tmp_path)
+    opened(path).save(path)
+    says(inspect(path), "unmarked", "or the mark was removed")
+
+
+def test_a_recipe_that_cannot_be_made_again_is_the_callers_to_tell(tmp_path):
+    def missing(recipe: Mapping[str, Any]) -> np.ndarray:
+        raise ModelNotFoundError(f"There is no generator called {recipe['model']!r}.")
+
+    with pytest.raises(ModelNotFoundError, match="faces"):
+        verify(write(tmp_path), missing)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"format": ["jpg"], "quality": {}, "width": "wide", "height": None, "data": 5},
+        {"format": "jpg", "quality": 10**9, "width": 64, "height": 64},
+        {"format": "jpg", "quality": True, "width": 64, "height": 64},
+        {"format": "gif", "quality": -1},
+        {},
+    ],
+)
+def test_hostile_records_are_reported_like_any_other(tmp_path, record):
+    recipe = {"model": ["\x1b[2J"], "seed": "\x1b[31m\n" * 100, "version": {"a": 1}}
+    pixels = regenerate(RECIPE)
+    path = tmp_path / "hostile.png"
+    data = images.encode(pixels, "png", recipe=recipe)
+    ours = metadata.escape(metadata.compact(metadata.read_marks(data).image or {})).encode()
+    packet = re.search(rb"<\?xpacket begin.*<\?xpacket end=.r.\?>", data, re.DOTALL)
+    assert packet
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet[0].replace(ours, metadata.escape(json.dumps(record)).encode()).decode())
+    Image.fromarray(pixels).save(path, pnginfo=info)
+    for report in (inspect(path), verify(path, lambda _: regenerate(RECIPE))):
+        says(report, report.verdict)
+        assert len(report.sentence) < 400
+
+
+def test_what_is_no_image(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    with pytest.raises(ImageError, match=r"notes.txt' is not a PNG, JPEG or WebP image"):
+        inspect(path)
+    path.write_bytes(write(tmp_path).read_bytes()[:-3000])
+    with pytest.raises(ImageError, match=r"notes.txt' is damaged"):
+        verify(path, regenerate)
