@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import sys
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def _publish_new(temporary: Path, path: Path) -> None:
 def _open_temporary(folder: Path) -> tuple[Path, int]:
     """A new hidden file beside the target (a rename cannot cross file systems), locked for as long as it is written."""
     while True:
-        path = folder / f".tpdne-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        path = folder / f".tpdne-{os.getpid()}-{os.urandom(4).hex()}.tmp"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         _lock(descriptor)
         if os.fstat(descriptor).st_nlink:  # remove_leftovers of another process may have come before the lock

@@ -8,6 +8,7 @@ wrote, which stay the same with it or without.
 from __future__ import annotations
 
 import hashlib
+import html
 import io
 import json
 import os
@@ -21,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 from . import __version__
 from .errors import ImageError
@@ -89,8 +89,8 @@ def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> b
         ours=_OURS,
         version=__version__,
         synthetic=SYNTHETIC,
-        image=escape(compact({**image, "data": fingerprint(data)})),
-        recipe=escape(compact(recipe)),
+        image=html.escape(compact({**image, "data": fingerprint(data)}), quote=False),
+        recipe=html.escape(compact(recipe), quote=False),
     ).encode()
     if len(packet) > MAX_PACKET:
         raise ImageError(
