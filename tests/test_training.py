@@ -22,7 +22,7 @@ from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
 from tpdne_cli.networks.ops import setup_filter, upsample2d
 from tpdne_cli.training import checkpoint, data, growth, losses, precision
 from tpdne_cli.training.augment import Ada, DiffAugment
-from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule
+from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule, recommended
 from tpdne_cli.training.export import export
 from tpdne_cli.training.loop import Run, train
 
@@ -438,3 +438,34 @@ def test_damaged_transfer_source_is_refused(tmp_path: Path, pictures: Path) -> N
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError):
         Run(tiny(pictures, tmp_path / "run", from_model=str(tmp_path / "bad.safetensors")), None)
+
+
+# --- the command
+
+
+def test_the_command_trains_exports_and_goes_on(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    from tpdne_cli.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    new = ["train", str(pictures), "-o", "mine.safetensors", "--resolution", "16", "--images", "8", "--batch", "4"]
+    assert run([*new, "--channel-base", "64", "--device", "cpu", "--precision", "float32"]) == 0
+    assert capfd.readouterr().out.splitlines() == ["mine.safetensors", "mine-critic.safetensors"]
+    assert models.load("mine.safetensors").resolution == 16
+    assert run(new) == 1  # the file exists
+    assert run(["train", "--resume", "-o", "mine.safetensors", "--images", "16", "--batch", "2"]) == 0
+    assert models.load("mine.safetensors").info["images_seen"] == 16
+    assert run(["train", "--export-only", "-o", "copy.safetensors", "--run", "runs/mine"]) == 0
+    assert models.load("copy.safetensors").info["images_seen"] == 16
+    assert run(["train", "--resume", "-o", "mine.safetensors", "--channel-base", "32"]) == 2
+    assert run(["train", "--resume", "-o", "nowhere/mine.safetensors"]) == 1
+    assert run(["train", str(tmp_path / "nothing"), "-o", "other.safetensors", "--precision", "float32"]) == 1
+    assert "does not exist" in capfd.readouterr().err
+
+
+def test_recommended_growth_spends_three_fifths_below_the_top() -> None:
+    stages = parse_schedule(recommended(128, 500_000, on_gpu=False)["schedule"])
+    assert stages == (Stage(32, 150_000), Stage(64, 150_000), Stage(128, None))
+    assert parse_schedule(recommended(16, 100, False, lowest=16)["schedule"]) == (Stage(16, None),)
+    assert parse_schedule(recommended(128, 100, True, lowest=128)["schedule"]) == (Stage(128, None),)

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,15 @@ def batch_indices(count: int, batch: int, seed: int, position: int) -> tuple[tor
     parts, left = [], batch
     while left:
         epoch, offset = divmod(position, count)
-        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        parts.append(shuffled[offset : offset + left])
+        parts.append(_shuffled(count, seed, epoch)[offset : offset + left])
         position += len(parts[-1])
         left -= len(parts[-1])
     return torch.cat(parts), position
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def to_float(pixels: torch.Tensor) -> torch.Tensor:
