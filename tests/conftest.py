@@ -26,3 +26,18 @@ def load_tensors(path: Path) -> dict:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of 32x32 pixels with random weights, as a file."""
+    import torch
+
+    from tpdne_cli import models
+    from tpdne_cli.networks.stylegan2 import Config, Generator
+
+    torch.manual_seed(0)
+    config = Config(resolution=32, z_dim=32, w_dim=32, mapping_layers=2, channel_base=256, channel_max=32)
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    models.save(path, "stylegan2", config, Generator(config).state_dict(), {"truncation": 0.8, "licence": "MIT"})
+    return path

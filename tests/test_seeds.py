@@ -26,7 +26,9 @@ def test_integer_seeds_are_those_of_the_published_tools():
 def test_text_seeds_are_sha256_into_an_array_seed():
     """Written down at the first release: these numbers must never change."""
     np.testing.assert_allclose(seeds.latent("alice@example.com", 3), ALICE, atol=5e-9)
-    words = [int.from_bytes(hashlib.sha256(b"alice@example.com").digest()[i : i + 4], "little") for i in range(0, 32, 4)]
+    words = [
+        int.from_bytes(hashlib.sha256(b"alice@example.com").digest()[i : i + 4], "little") for i in range(0, 32, 4)
+    ]
     assert np.array_equal(seeds.latent("alice@example.com", 8), np.random.RandomState(words).randn(8))
 
 
@@ -43,7 +45,9 @@ def test_a_purpose_gives_an_independent_stream():
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
 
 
-@pytest.mark.parametrize(("text", "seed"), [("0", 0), ("42", 42), ("007", 7), ("4294967295", 2**32 - 1), ("a 1", "a 1")])
+@pytest.mark.parametrize(
+    ("text", "seed"), [("0", 0), ("42", 42), ("007", 7), ("4294967295", 2**32 - 1), ("a 1", "a 1")]
+)
 def test_parse(text, seed):
     assert seeds.parse_seed(text) == seed
 

@@ -82,6 +82,12 @@ def encode(
     return metadata.embed(data, recipe, written)
 
 
+def scaled(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) with the longest side `size`."""
+    longest = max(width, height)
+    return max(1, round(width * size / longest)), max(1, round(height * size / longest))
+
+
 def resize(pixels: Pixels, size: int) -> Pixels:
     """`pixels` [H, W, C] with the longest side `size`; the same array where it has that size already.
 
@@ -98,7 +104,7 @@ def resize(pixels: Pixels, size: int) -> Pixels:
         return pixels
     if not 1 <= size <= MAX_SIDE:
         raise SettingsError(f"A size of {size} pixels is not possible: choose 1 to {MAX_SIDE}.")
-    target = max(1, round(width * size / longest)), max(1, round(height * size / longest))
+    target = scaled(width, height, size)
     shrunk = np.asarray(_to_pillow(pixels).resize(target, Image.Resampling.LANCZOS))
     return shrunk.reshape(target[1], target[0], -1)
 

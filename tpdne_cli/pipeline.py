@@ -48,17 +48,18 @@ class Written:
 
     sample: Sample
     path: Path | None
+    width: int
+    height: int
     bytes: int
     sha256: str
 
     def record(self) -> dict[str, Any]:
         """The image as one flat object, for NDJSON and manifests."""
-        height, width = self.sample.pixels.shape[:2]
         return {
             "path": None if self.path is None else str(self.path),
             **self.sample.recipe,
-            "width": width,
-            "height": height,
+            "width": self.width,
+            "height": self.height,
             "bytes": self.bytes,
             "sha256": self.sha256,
             "seconds": round(self.sample.seconds, 6),
@@ -83,8 +84,11 @@ def in_order(
                 future.cancel()
 
 
-def describe(sample: Sample, path: Path | None, data: bytes) -> Written:
-    return Written(sample, path, len(data), hashlib.sha256(data).hexdigest())
+def describe(sample: Sample, path: Path | None, data: bytes, encoding: Encoding) -> Written:
+    height, width = sample.pixels.shape[:2]
+    if encoding.size is not None:
+        width, height = images.scaled(width, height, encoding.size)
+    return Written(sample, path, width, height, len(data), hashlib.sha256(data).hexdigest())
 
 
 def write_files(
@@ -103,7 +107,7 @@ def write_files(
         except OSError as error:
             raise OutputError(f"The directory {path.parent} cannot be made: {error.strerror}.") from None
         write_atomic(path, data, exclusive=not replace)
-        return describe(sample, path, data)
+        return describe(sample, path, data, encoding)
 
     return in_order(write, samples, workers)
 
@@ -128,7 +132,7 @@ def write_stream(
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
         stream.flush()
-        yield describe(sample, None, data)
+        yield describe(sample, None, data, encoding)
     if archive is not None:  # only a finished archive gets its end mark: a reader can tell a broken one
         archive.close()
     stream.flush()

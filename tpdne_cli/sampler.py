@@ -7,6 +7,7 @@ have one shape, the last one padded, so that the device always runs the same ker
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from tpdne_cli import __version__
 from tpdne_cli.errors import DeviceError, SettingsError
 from tpdne_cli.models import Model
-from tpdne_cli.seeds import Seed, latents, random_state
+from tpdne_cli.seeds import Seed, latents, parse_seed, random_state
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,15 @@ class Sample:
     pixels: Pixels
     recipe: dict[str, Any]
     seconds: float  # of the network, its share of the batch
+
+    def save(self, path: str | os.PathLike[str], quality: int | None = None) -> None:
+        """Write a PNG, JPEG or WebP file (its suffix says which) that carries the recipe, whole or not at all.
+
+        Raises OutputError where it cannot be written, ImageError for another suffix.
+        """
+        from tpdne_cli import images
+
+        images.write_atomic(path, images.encode(self.pixels, _format(path), quality, self.recipe))
 
 
 class Sampler:
@@ -172,6 +182,26 @@ class Sampler:
         }
 
 
+def sample(
+    model: Model,
+    seeds: Iterable[Seed],
+    truncation: float | None = None,
+    *,
+    truncation_cutoff: int | None = None,
+    noise: str = "const",
+    class_index: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+) -> Iterator[Sample]:
+    """One Sample per seed (integers, or text), in order, made as they are asked for.
+
+    Arguments are those of Settings and Sampler, and so are the errors.
+    """
+    settings = Settings(truncation, truncation_cutoff, noise, class_index)
+    return Sampler(model, settings, device, precision, batch_size)(map(parse_seed, seeds))
+
+
 class SeededNoise:
     """Noise that belongs to the seed: each image draws its layers' noise, in layer order, from a stream of its own."""
 
@@ -185,6 +215,16 @@ class SeededNoise:
 
         noise = np.stack([stream.randn(1, height, width).astype(np.float32) for stream in self.streams])
         return torch.from_numpy(noise).to(self.device)
+
+
+def _format(path: str | os.PathLike[str]) -> str:
+    from tpdne_cli.errors import ImageError
+    from tpdne_cli.images import format_for
+
+    format = format_for(path)
+    if format is None:
+        raise ImageError(f"{os.fspath(path)} does not end with .png, .jpg or .webp: its name says how to write it.")
+    return format
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

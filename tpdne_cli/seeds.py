@@ -8,14 +8,17 @@ do not collide.
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tpdne_cli.errors import SeedError
+
+if TYPE_CHECKING:  # numpy is imported where numbers are drawn: telling a seed from a typing error needs none
+    import numpy as np
 
 Seed = int | str
 MAX_SEED = 2**32 - 1  # what RandomState accepts
@@ -36,11 +39,15 @@ def parse_seed(text: str | int) -> Seed:
                 raise SeedError(f"The seed {text!r} is not valid Unicode text.") from None
             return unicodedata.normalize("NFC", text)
         text = int(text) if len(text) < 40 else MAX_SEED + 1
+    try:
+        text = operator.index(text)
+    except TypeError:
+        raise SeedError(f"The seed {text!r} is neither an integer nor text.") from None
     if not 0 <= text <= MAX_SEED:
         raise SeedError(
             f"The seed {text} is outside 0..{MAX_SEED}: for a longer number, make it text, such as id-{abs(text)}."
         )
-    return int(text)
+    return text
 
 
 def parse_ranges(text: str) -> list[Sequence[int]]:
@@ -98,6 +105,8 @@ def fresh(count: int) -> range:
 
 def random_state(seed: Seed, purpose: str = "") -> np.random.RandomState:
     """The frozen generator that a seed stands for; a purpose such as 'noise' gives an independent stream of it."""
+    import numpy as np
+
     if isinstance(seed, int) and not purpose:
         return np.random.RandomState(seed)
     text = f"{purpose}\0{seed}" if purpose else str(seed)
@@ -112,6 +121,8 @@ def latent(seed: Seed, z_dim: int) -> np.ndarray[tuple[int], np.dtype[np.float64
 
 def latents(seeds: Iterable[Seed], z_dim: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """z for several seeds: float64 [N, z_dim]."""
+    import numpy as np
+
     return np.stack([latent(seed, z_dim) for seed in seeds])
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from tpdne_cli import __version__
+from tpdne_cli.cli.output import ReaderGone, complain
 from tpdne_cli.errors import ModelNotFoundError, SeedError, SettingsError, TpdneError
 
 # command -> (module, one line for --help); the line is here so that --help imports no command
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except ReaderGone:
         # Python would complain of the closed stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -81,8 +82,6 @@ def run(arguments: list[str]) -> int:
 
 def explain(error: Exception) -> int:
     """One sentence on stderr; returns the exit code."""
-    from tpdne_cli.cli.output import complain
-
     if isinstance(error, click.UsageError):
         where = f" See '{error.ctx.command_path} --help'." if error.ctx else ""
         complain(error.format_message().rstrip(".") + "." + where)

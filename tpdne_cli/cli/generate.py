@@ -15,8 +15,9 @@ import click
 
 from tpdne_cli import models
 from tpdne_cli.cli import options
-from tpdne_cli.cli.output import Output
+from tpdne_cli.cli.output import Output, ReaderGone
 from tpdne_cli.errors import OutputError
+from tpdne_cli.files import remove_leftovers
 from tpdne_cli.images import FORMATS, format_for
 from tpdne_cli.naming import Namer, plan
 from tpdne_cli.seeds import Seed
@@ -102,11 +103,10 @@ def run(
         prepare_folder(target)
         if not (force or skip_existing):
             refuse_existing(path for _, path in work)
-    if given is None:
-        announce_fresh(output, wanted)
     with ExitStack() as stack:
         lines = stack.enter_context(open_manifest(manifest, force or skip_existing))
-        return Job(model, target, output, lines, skip_existing, force, settings).run(work)
+        job = Job(model, target, output, lines, skip_existing, force, settings)
+        return job.run(work, "" if given is not None else fresh_note(wanted))
 
 
 def check_combination(target: Target, count: int, skip_existing: bool, force: bool, as_json: bool) -> None:
@@ -132,6 +132,7 @@ def prepare_folder(target: Target) -> None:
         raise OutputError(f"{folder} is a file, not a directory: choose another --out.") from None
     except OSError as error:
         raise OutputError(f"The directory {folder} cannot be made: {error.strerror}.") from None
+    remove_leftovers(folder)
     from tempfile import TemporaryFile
 
     try:
@@ -147,12 +148,12 @@ def refuse_existing(paths: Iterable[Path]) -> None:
             raise OutputError(f"{path} exists: --skip-existing leaves it and goes on, --force replaces it.")
 
 
-def announce_fresh(output: Output, wanted: Sequence[Seed]) -> None:
+def fresh_note(wanted: Sequence[Seed]) -> str:
+    """How to make freshly drawn images again."""
     first, count = wanted[0], len(wanted)
     if count == 1:
-        output.note(f"Fresh seed {first}: --seed {first} makes it again.")
-    else:
-        output.note(f"Fresh seeds {first} to {wanted[-1]}: --seed {first} --count {count} makes them again.")
+        return f"Fresh seed {first}: --seed {first} makes it again."
+    return f"Fresh seeds {first} to {wanted[-1]}: --seed {first} --count {count} makes them again."
 
 
 @contextmanager
@@ -213,7 +214,7 @@ class Job:
         self.model, self.target, self.output, self.manifest = model, target, output, manifest
         self.skip, self.force, self.settings = skip, force, settings
 
-    def run(self, work: list[tuple[Seed, Path]]) -> int:
+    def run(self, work: list[tuple[Seed, Path]], note: str = "") -> int:
         """Exit code: 0 all written, 130 interrupted."""
         from tpdne_cli import pipeline
         from tpdne_cli.sampler import Sampler, Settings
@@ -222,6 +223,8 @@ class Job:
         encoding = pipeline.Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         chosen = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
         sampler = Sampler(models.load(self.model), chosen, given["device"], given["precision"], given["batch_size"])
+        if note:
+            self.output.note(note)
         total = len(work)
         if self.skip:
             work = self.remaining(work, sampler, encoding)
@@ -239,6 +242,8 @@ class Job:
                 for done in results:
                     self.report(done)
                     written += 1
+            except BrokenPipeError:
+                raise ReaderGone from None
             finally:
                 self.output.finish()
         if written < len(work):

@@ -11,6 +11,10 @@ from typing import Any
 import click
 
 
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it: there is nobody left to tell, and no failure."""
+
+
 def colour_allowed() -> bool:
     """Colour only on a terminal, and not where NO_COLOR or a dumb terminal forbids it."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -35,8 +39,11 @@ class Output:
         if self.bar is not None and sys.stdout.isatty():
             self.bar.clear()
         data = (line + "\n").encode("utf-8", "surrogateescape")  # whatever the locale: a path is bytes
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def table(self, rows: Iterable[tuple[str, ...]]) -> None:
         """Rows of text in aligned columns."""

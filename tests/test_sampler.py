@@ -1,0 +1,166 @@
+"""sampler.py: a seed's pixels are an address, whatever else is asked for in the same run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tpdne_cli import devices, models
+from tpdne_cli.errors import DeviceError, SeedError, SettingsError
+from tpdne_cli.sampler import Sampler, Settings, sample
+
+SEEDS = [0, "alice@example.com", 7, 4294967295, "Zoë", 12, 3]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return models.load(tiny_model)
+
+
+def pixels(model, seeds, **options):
+    return {s.seed: s.pixels for s in sample(model, seeds, **options)}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("noise", ["const", "random", "none"])
+def test_pixels_do_not_depend_on_batch_order_or_company(model, noise):
+    together = pixels(model, SEEDS, noise=noise, batch_size=8)
+    for size in (1, 2, 3):
+        assert equal(pixels(model, SEEDS, noise=noise, batch_size=size), together), f"batch size {size}"
+    assert equal(pixels(model, SEEDS[::-1], noise=noise), together), "order"
+    alone = {s: pixels(model, [s], noise=noise)[s] for s in SEEDS}
+    assert equal(alone, together), "alone"
+
+
+def test_random_noise_belongs_to_the_seed(model):
+    model.generator.synthesis.b32.conv1.noise_strength.fill_(0.5)
+    try:
+        const, drawn = pixels(model, [1, 2]), pixels(model, [1, 2], noise="random")
+        torch.manual_seed(99)
+        again = pixels(model, [1, 2], noise="random")
+    finally:
+        model.generator.synthesis.b32.conv1.noise_strength.fill_(0)
+    assert not np.array_equal(const[1], drawn[1])
+    assert equal(drawn, again)
+
+
+def test_images_are_the_networks_own(model):
+    """Against the network called by hand, the way the published tools do it."""
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, 32))
+    with torch.inference_mode():
+        img = model.generator(z, psi=0.8)
+    expected = (img.permute(0, 2, 3, 1) * 127.5 + 128).clamp(0, 255).to(torch.uint8)[0].numpy()
+    assert np.array_equal(pixels(model, [5])[5], expected)
+
+
+def test_truncation_zero_is_the_average_for_every_seed(model):
+    got = pixels(model, [1, "x"], truncation=0, noise="none")
+    assert np.array_equal(got[1], got["x"])
+
+
+def test_recipe_names_everything(model):
+    (image,) = sample(model, ["bob"], truncation=0.5, truncation_cutoff=4)
+    recipe = image.recipe
+    assert recipe["seed"] == "bob"
+    assert recipe["weights"] == model.sha256
+    assert (recipe["truncation"], recipe["truncation_cutoff"], recipe["precision"]) == (0.5, 4, "float32")
+    (default,) = sample(model, [1])
+    assert default.recipe["truncation"] == 0.8, "the model's own truncation is written out"
+
+
+def test_images_come_as_they_are_made(model):
+    """An endless stream of seeds gives its first images at once."""
+    import itertools
+
+    stream = sample(model, itertools.count(), batch_size=2)
+    assert next(stream).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"truncation": float("nan")}, SettingsError),
+        ({"truncation_cutoff": 99}, SettingsError),
+        ({"noise": "loud"}, SettingsError),
+        ({"class_index": 1}, SettingsError),
+        ({"batch_size": 0}, SettingsError),
+        ({"device": "cuda:77"}, DeviceError),
+        ({"device": "quantum"}, DeviceError),
+        ({"precision": "float8"}, DeviceError),
+    ],
+    ids=str,
+)
+def test_what_the_model_or_machine_does_not_have(model, options, error):
+    with pytest.raises(error) as caught:
+        list(sample(model, [1], **options))
+    assert str(caught.value).endswith(".")
+
+
+def test_seeds_that_are_none(model):
+    for seed in (-1, 2**32, 1.5, None, ""):
+        with pytest.raises(SeedError):
+            list(sample(model, [seed]))
+
+
+def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
+    sampler = Sampler(model, batch_size=8)
+    run, sizes = sampler._run, []
+
+    def hungry(seeds):
+        sizes.append(len(seeds))
+        if len(seeds) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return run(seeds)
+
+    monkeypatch.setattr(sampler, "_run", hungry)
+    got = {s.seed: s.pixels for s in sampler(range(10))}
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
+    assert equal(got, pixels(model, range(10)))
+
+
+def test_memory_for_not_even_one_image_is_an_error(model, monkeypatch):
+    sampler = Sampler(model, batch_size=4)
+
+    def starving(_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sampler, "_run", starving)
+    with pytest.raises(DeviceError, match="not enough memory for one image"):
+        list(sampler([1]))
+
+
+def test_other_errors_are_not_taken_for_memory(model, monkeypatch):
+    sampler = Sampler(model)
+    monkeypatch.setattr(sampler, "_run", lambda _: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(sampler([1]))
+
+
+def test_bfloat16_is_asked_of_a_child_process_first(model, monkeypatch):
+    monkeypatch.setattr(devices, "bfloat16_survives", lambda: False)
+    with pytest.raises(DeviceError, match="bfloat16 crashes or fails"):
+        Sampler(model, precision="bfloat16")
+
+
+def test_the_probe_reports_a_child_that_dies(monkeypatch):
+    monkeypatch.setattr(devices, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert devices.bfloat16_survives.__wrapped__() is False
+
+
+def test_conditional_models_take_a_class(tmp_path):
+    from tpdne_cli.networks.stylegan2 import Config, Generator
+
+    torch.manual_seed(0)
+    shape = {"mapping_layers": 2, "channel_base": 128, "channel_max": 16}
+    config = Config(resolution=16, z_dim=16, w_dim=16, c_dim=3, **shape)
+    models.save(tmp_path / "cond.safetensors", "stylegan2", config, Generator(config).state_dict())
+    conditional = models.load(tmp_path / "cond.safetensors")
+    first, third = pixels(conditional, [1]), pixels(conditional, [1], class_index=2)
+    assert not np.array_equal(first[1], third[1])
+    assert equal(first, pixels(conditional, [1], class_index=0))
+    with pytest.raises(SettingsError, match=r"0\.\.2"):
+        Settings(class_index=3).check(conditional)
