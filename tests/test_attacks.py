@@ -1,0 +1,122 @@
+"""Files that attack their reader (tests/attacks): each ends in a sentence, in seconds, in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoint_writers as writers
+import pytest
+from attacks import CANARY, code, containers, exhaustion, reader
+from conftest import ROOT, golden
+
+SECONDS = 5.0  # for one file, on a slow machine
+
+
+def read_all(lines: list[str], folder: Path) -> list[dict]:
+    """What the reader said of each file, from a process of its own."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, reader.__file__], input="\n".join(lines) + "\n", cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, f"the reader died ({done.returncode}): {done.stderr[-2000:]}"
+    assert not (folder / CANARY).exists(), "code from a file was run"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_refused(results: list[dict], names: dict[str, str]) -> None:
+    problems = []
+    for result in results:
+        name = names[result["path"]]
+        message = result["message"].removeprefix(result["path"] + ": ")
+        if result["error"] != "CheckpointError":
+            problems.append(f"{name} {result['percent']}: {result['error']} {message}")
+        elif result["seconds"] > SECONDS:
+            problems.append(f"{name}: {result['seconds']:.1f} s")
+        elif len(message) > 600 or not message.isprintable() or not message.endswith((".", "(.)", ")")):
+            problems.append(f"{name}: no sentence: {message[:300]!r}")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("group", [code, exhaustion, containers], ids=lambda group: group.__name__)
+def test_attacks_end_in_a_sentence(group, tmp_path):
+    names = {}
+    for i, (name, build) in enumerate(group.ATTACKS.items()):
+        path = tmp_path / f"{i}.pkl"
+        path.write_bytes(build())
+        names[str(path)] = name
+    results = read_all(list(names), tmp_path)
+    assert len(results) == len(names)
+    assert_refused(results, names)
+
+
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    [
+        ("os.system inside", "refused: the file asks for posix.system; "),
+        ("eval", "refused: the file asks for builtins.eval; "),
+        ("by memo", "refused: the file asks for posix.system; "),
+        ("dotted collections.'OrderedDict.__init__.__globals__'", "OrderedDict.__init__.__globals__"),
+        ("nn.Linear", "torch.nn.modules.linear.Linear"),
+        ("EXT2", "the opcode EXT2"),
+        ("NEWOBJ_EX", "the opcode NEWOBJ_EX"),
+    ],
+)
+def test_what_is_refused_is_named(attack, sentence):
+    from tpdne_cli.checkpoints.sniff import read_view
+    from tpdne_cli.errors import CheckpointError
+
+    with pytest.raises(CheckpointError) as caught:
+        read_view(memoryview(code.ATTACKS[attack]()))
+    assert sentence in str(caught.value)
+
+
+def whole_files() -> dict[str, bytes]:
+    generator, tensorflow, rosinality = golden("sg2_skip"), golden("tf_sg2_skip"), golden("rosinality_tiny")
+    return {
+        "nvidia, protocol 3": writers.nvidia(generator, golden("disc_resnet"), 3, old_numpy=True),
+        "nvidia, protocol 4": writers.nvidia(generator, golden("disc_resnet"), 4),
+        "nvidia, stylegan3": writers.nvidia(golden("sg3_r"), None, 4),
+        "tensorflow": writers.tensorflow(tensorflow),
+        "rosinality, zip": writers.rosinality(rosinality, zipped=True),
+        "rosinality, no zip": writers.rosinality(rosinality, zipped=False),
+    }
+
+
+def test_files_cut_short_at_every_percent(tmp_path):
+    lines, names = [], {}
+    for i, (name, data) in enumerate(whole_files().items()):
+        path = tmp_path / f"{i}.bin"
+        path.write_bytes(data)
+        names[str(path)] = name
+        lines.append("\t".join([str(path), *map(str, range(100))]))
+    results = read_all(lines, tmp_path)
+    assert len(results) == 100 * len(names)
+    assert_refused(results, names)
+
+
+def test_safetensors_cut_short_at_every_percent(tmp_path):
+    from safetensors.numpy import load_file
+
+    from tpdne_cli.checkpoints import safetensors, sniff
+
+    checkpoint = sniff.read(golden("rosinality_tiny") / "checkpoint_convert.pt")
+    path = tmp_path / "0.safetensors"
+    safetensors.write(path, checkpoint.arch, checkpoint.config, checkpoint.tensors, {})
+    assert load_file(path).keys() == checkpoint.tensors.keys()
+    results = read_all(["\t".join([str(path), *map(str, range(100))])], tmp_path)
+    assert_refused(results, {str(path): "safetensors"})
+
+
+def test_the_whole_files_themselves_are_read(tmp_path):
+    """Otherwise the tests above would pass for a reader that refuses everything."""
+    paths = []
+    for i, data in enumerate(whole_files().values()):
+        path = tmp_path / f"{i}.bin"
+        path.write_bytes(data)
+        paths.append(str(path))
+    assert [result["error"] for result in read_all(paths, tmp_path)] == ["none"] * len(paths)
