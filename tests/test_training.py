@@ -19,7 +19,7 @@ from PIL import Image
 
 from tpdne_cli import models
 from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
-from tpdne_cli.networks.ops import setup_filter, upsample2d
+from tpdne_cli.networks.ops import downsample2d, setup_filter, upsample2d
 from tpdne_cli.training import checkpoint, data, growth, losses, precision
 from tpdne_cli.training.augment import Ada, DiffAugment
 from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule, recommended
@@ -58,7 +58,7 @@ def tiny(pictures: Path, run_dir: Path, **changes) -> TrainConfig:
 def nets(resolution: int = 8) -> growth.Networks:
     torch.manual_seed(0)
     config = TrainConfig(
-        data="", run_dir="", z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, schedule="8"
+        data="", run_dir="", z_dim=8, w_dim=8, mapping_layers=2, channel_base=128, channel_max=8, schedule="8"
     )
     return growth.build(config, resolution)
 
@@ -238,6 +238,21 @@ def test_growing_the_generator_leaves_its_image_as_it_was() -> None:
             expected = upsample2d(before(z, psi=0.7, noise="const"), setup_filter([1, 3, 3, 1]))
             assert (after(z, psi=0.7, noise="const") - expected).abs().max() < 1e-5
     assert large.generator.config.resolution == large.discriminator.config.resolution == 16
+
+
+def test_growing_the_critic_leaves_its_judgement_as_it_was() -> None:
+    small = nets()
+    with torch.no_grad():
+        small.discriminator.b8.fromrgb.bias.normal_()
+    large = growth.grow(small)
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        expected = small.discriminator(downsample2d(images, setup_filter([1, 3, 3, 1])))
+        found = large.discriminator(images)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    large.discriminator(images).sum().backward()
+    front = large.discriminator.b16
+    assert all((p.grad != 0).any() for p in (front.conv1.weight, front.skip.weight, front.fromrgb.weight))
     old, new = small.discriminator.state_dict(), large.discriminator.state_dict()
     assert torch.equal(old["b8.conv0.weight"], new["b8.conv0.weight"]) and "b8.fromrgb.weight" not in new
 

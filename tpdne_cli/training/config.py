@@ -46,7 +46,7 @@ class TrainConfig:
     augment_strength: float = 1.0
     ada_target: float = 0.6
     ada_images: int = 500_000
-    critic_head_start: int = 2_000
+    critic_head_start: int = 500
     from_model: str | None = None
     seed: int = 0
     device: str = "auto"

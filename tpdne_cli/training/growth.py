@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +66,8 @@ def from_file(path: Path, resolution: int) -> Networks:
 def grow(old: Networks) -> Networks:
     """The same networks at twice the resolution.
 
-    The skip generator grows without a seam: its new block adds an image whose toRGB weights begin at zero. The
-    discriminator gets a new fromRGB and block in front, and has to catch up.
+    Both grow without a seam. The skip generator's new block adds an image whose toRGB weights begin at zero; the
+    discriminator's new block begins as the old fromRGB on the halved image, so that it forgets nothing.
     """
     generator = Generator(_doubled(old.generator.config))
     discriminator = Discriminator(_doubled(old.discriminator.config))
@@ -76,6 +77,7 @@ def grow(old: Networks) -> Networks:
         torgb = new.get_submodule(f"synthesis.b{generator.config.resolution}.torgb")
         nn.init.zeros_(torgb.get_parameter("weight"))
     _copy_tensors(old.discriminator, discriminator)
+    _begin_as_fromrgb(discriminator, old.discriminator)
     return Networks(generator, ema, discriminator)
 
 
@@ -118,6 +120,33 @@ def _doubled(config: AnyConfig) -> AnyConfig:
     listed: tuple[int, ...] = config.channels or ()
     channels = (*listed, max(listed[-1] // 2, 1)) if listed else None
     return dataclasses.replace(config, resolution=config.resolution * 2, channels=channels)
+
+
+def _begin_as_fromrgb(new: Discriminator, old: Discriminator) -> None:
+    """Sets the front block of `new` to see what `old` saw: its fromRGB after a halving of the image.
+
+    A colour c passes a leaky ReLU as the pair lrelu(c), lrelu(-c), whose difference is 1.2 c. The pairs go through
+    fromRGB and conv0, and conv1 halves them and applies the old fromRGB. All other ways begin at zero in conv1 and
+    in the skip, and learn from there.
+    """
+    colours, config = new.config.img_channels, new.config
+    if config.architecture != "resnet" or config.width(config.resolution) < 2 * colours:
+        return
+    front: Any = new.get_submodule(f"b{config.resolution}")
+    before: Any = old.get_submodule(f"b{old.config.resolution}.fromrgb")
+    pairs = torch.cat([torch.eye(colours), -torch.eye(colours)])  # [2C, C]
+    colour = pairs.T / (1.2 * math.sqrt(2))  # [C, 2C]: from pairs, which bear the activation's gain, back to colours
+    with torch.no_grad():
+        fromrgb, conv0, conv1 = front.fromrgb, front.conv0, front.conv1
+        fromrgb.weight[: 2 * colours, :, 0, 0] = pairs / fromrgb.weight_gain
+        conv0.weight[: 2 * colours] = 0
+        conv0.weight[: 2 * colours, : 2 * colours, 1, 1] = pairs @ colour / conv0.weight_gain
+        conv1.weight.zero_()
+        # The residual block's gain of sqrt(1/2) cancels the activation's, which the old fromRGB had.
+        old_weight = before.weight[:, :, 0, 0] * (before.weight_gain * math.sqrt(2))
+        conv1.weight[:, : 2 * colours, 1, 1] = old_weight @ colour / conv1.weight_gain
+        conv1.bias.copy_(before.bias * math.sqrt(2))
+        front.skip.weight.zero_()
 
 
 def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
