@@ -115,7 +115,11 @@ class Config:
 
     @cached_property
     def layers(self) -> tuple[LayerGeometry, ...]:
-        """All layers and torgb, by the geometric progressions of appendix C."""
+        """All layers and torgb, by the geometric progressions of appendix C. Raises ValueError for impossible ones."""
+        if not 0 < self.num_critical < self.num_layers <= 64:
+            raise ValueError(f"StyleGAN3 has no {self.num_layers} layers of which {self.num_critical} are critical")
+        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"StyleGAN3 images measure a power of two from 8 on, not {self.resolution}")
         steps = [min(i / (self.num_layers - self.num_critical), 1) for i in range(self.num_layers + 1)]
         last_cutoff = self.resolution / 2
         last_stopband = last_cutoff * self.last_stopband_rel
@@ -147,7 +151,8 @@ def inverse_transform(rotate: float = 0.0, tx: float = 0.0, ty: float = 0.0) -> 
     """
     a = math.radians(rotate)
     forward = [[math.cos(a), math.sin(a), tx], [-math.sin(a), math.cos(a), ty], [0, 0, 1]]
-    return torch.linalg.inv(torch.tensor(forward, dtype=torch.float64)).to(torch.float32)
+    inverse: Tensor = torch.linalg.inv(torch.tensor(forward, dtype=torch.float64))
+    return inverse.to(torch.float32)
 
 
 class SynthesisInput(nn.Module):
@@ -194,8 +199,8 @@ class SynthesisInput(nn.Module):
         grid = torch.stack([at.expand(self.size, -1), at[:, None].expand(-1, self.size)], 2)  # [H, W, (x, y)]
         x = grid @ freqs.transpose(1, 2)[:, None] + phases[:, None, None]  # [N, H, W, C]
         x = torch.sin(x * (2 * math.pi)) * amplitudes[:, None, None]
-        x = x @ (self.weight / math.sqrt(len(self.weight))).t()
-        return x.permute(0, 3, 1, 2)
+        mixed: Tensor = x @ (self.weight / math.sqrt(len(self.weight))).t()
+        return mixed.permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -318,17 +323,18 @@ class SynthesisNetwork(nn.Module):
         )
 
     def forward(self, ws: Tensor, noise: Noise = "const") -> Tensor:  # [N, num_ws, w_dim] -> [N, C, R, R]
-        """There is no noise in StyleGAN3; the argument is taken for the sake of the other networks' callers."""
+        """StyleGAN3 has no noise; the argument is there for callers of any network."""
+        del noise
         ws = ws.to(torch.float32)
         if self.can_generate(ws):
             return torch.cat([self.generate(ws[i : i + 1]) for i in range(len(ws))])
-        x = self.input(ws[:, 0]).to(self.dtype)
+        x: Tensor = self.input(ws[:, 0]).to(self.dtype)
         for i, layer in enumerate(self.layers):
             x = layer(x, ws[:, i + 1])
         return x.to(torch.float32) * self.config.output_scale
 
     def generate(self, ws: Tensor) -> Tensor:  # [1, num_ws, w_dim] -> [1, C, R, R]
-        """forward for one image; it alone fills the caches, so a batch would not be faster, and no row knows another."""
+        """forward for one image: it fills the caches by itself, and a row that is alone cannot depend on others."""
         layers = self.layers
         factors = [layer.modulation(ws[:, i + 1]) for i, layer in enumerate(layers)]
         scales: list[Tensor | float] = [pad_channels(style[0]) for style, _ in factors]
