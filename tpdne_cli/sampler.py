@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NOISE_MODES = ("const", "random", "none")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,18 +114,25 @@ class Sampler:
 
     def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
         """One Sample per seed, in order. Raises DeviceError where even one image does not fit in memory."""
-        pending = iter(seeds)
-        while batch := list(islice(pending, self.batch_size)):
-            yield from self._retreating(batch)
+        return self.in_batches(seeds, self._run)
 
-    def _retreating(self, batch: list[Seed]) -> Iterator[Sample]:
+    def in_batches(self, items: Iterable[T], run: Callable[[list[T]], list[Sample]]) -> Iterator[Sample]:
+        """What `run` makes of the items, batch after batch. Raises DeviceError as calling does.
+
+        Seeds are one kind of items; frames of a walk or mixed styles (interpolation.py, styles.py) are others.
+        """
+        pending = iter(items)
+        while batch := list(islice(pending, self.batch_size)):
+            yield from self._retreating(batch, run)
+
+    def _retreating(self, batch: list[T], run: Callable[[list[T]], list[Sample]]) -> Iterator[Sample]:
         """A batch, in halves where memory runs out; the smaller size is kept."""
         from tpdne_cli import devices
 
         while batch:
             part = batch[: self.batch_size]
             try:
-                samples = self._run(part)
+                samples = run(part)
             except Exception as error:
                 if not devices.is_out_of_memory(error):
                     raise
@@ -139,35 +147,46 @@ class Sampler:
             batch = batch[len(part) :]
 
     def _run(self, seeds: list[Seed]) -> list[Sample]:
+        pixels, seconds = self.render(seeds, self.map, lambda seeds: SeededNoise(seeds, self.device))
+        return [Sample(s, p, self.recipe(s), seconds) for s, p in zip(seeds, pixels, strict=True)]
+
+    def render(
+        self, batch: list[T], map: Callable[[list[T]], torch.Tensor], draw: Callable[[list[T]], Any]
+    ) -> tuple[Pixels, float]:
+        """One batch of any items: pixels uint8 [N, H, W, C], and the seconds that each took.
+
+        `map` gives the items' ws, `draw` their noise where it is random.
+        """
         import torch
 
         start = time.perf_counter()
-        size = len(seeds) if self.device.type == "cpu" else self.batch_size
-        padded = seeds + seeds[-1:] * (size - len(seeds))
+        padded = self.padded(batch)
         with torch.inference_mode():
-            pixels = to_uint8(self.synthesize(self.map(padded), padded))[: len(seeds)].cpu().numpy()
-        seconds = (time.perf_counter() - start) / len(seeds)
-        return [Sample(s, p, self.recipe(s), seconds) for s, p in zip(seeds, pixels, strict=True)]
+            noise = draw(padded) if self.settings.noise == "random" else self.settings.noise
+            pixels = to_uint8(self.generator.synthesis(map(padded), noise))[: len(batch)].cpu().numpy()
+        return pixels, (time.perf_counter() - start) / len(batch)
+
+    def padded(self, batch: list[T]) -> list[T]:
+        """The batch in the one shape that the device always runs; on a CPU as it is."""
+        size = len(batch) if self.device.type == "cpu" else self.batch_size
+        return batch + batch[-1:] * (size - len(batch))
 
     def map(self, seeds: list[Seed]) -> torch.Tensor:
         """ws [N, num_ws, w_dim] for seeds, truncated."""
+        return self.map_latents(latents(seeds, self.model.config.z_dim))
+
+    def map_latents(self, z: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
+        """ws [N, num_ws, w_dim] for z [N, z_dim], truncated."""
         import torch
 
-        z = torch.from_numpy(latents(seeds, self.model.config.z_dim).astype(np.float32)).to(self.device)
+        z_on_device = torch.from_numpy(z.astype(np.float32)).to(self.device)
         c = None
         if self.settings.class_index is not None:
-            c = torch.zeros(len(seeds), self.model.config.c_dim, device=self.device)
+            c = torch.zeros(len(z), self.model.config.c_dim, device=self.device)
             c[:, self.settings.class_index] = 1
-        ws: torch.Tensor = self.generator.mapping(z, c, self.settings.truncation, self.settings.truncation_cutoff)
+        psi, cutoff = self.settings.truncation, self.settings.truncation_cutoff
+        ws: torch.Tensor = self.generator.mapping(z_on_device, c, psi, cutoff)
         return ws
-
-    def synthesize(self, ws: torch.Tensor, seeds: list[Seed]) -> torch.Tensor:
-        """ws -> images float32 [N, C, R, R] in nominal [-1, 1]; seeds draw the noise where it is random."""
-        noise: Any = self.settings.noise
-        if noise == "random":
-            noise = SeededNoise(seeds, self.device)
-        images: torch.Tensor = self.generator.synthesis(ws, noise)
-        return images
 
     def recipe(self, seed: Seed) -> dict[str, Any]:
         """All that names this image: model, weights, seed, settings, version."""
