@@ -123,9 +123,9 @@ def _config(source: Path | None, run_dir: Path, resume: bool, given: dict[str, A
 
 
 def _resolution_of(model: str) -> int:
-    from tpdne_cli.checkpoints.safetensors import read_header
+    from tpdne_cli.checkpoints import sniff
 
-    return int(read_header(model).config.get("resolution", 0))
+    return int(sniff.read(model).config.get("resolution", 0))
 
 
 def _run(config: TrainConfig, resume: bool, output: Output) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tpdne_cli import models
-from tpdne_cli.checkpoints import Checkpoint, safetensors
+from tpdne_cli.checkpoints import Checkpoint, sniff
 from tpdne_cli.errors import TrainingError
 from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
 from tpdne_cli.training.config import TrainConfig
@@ -50,7 +50,7 @@ def from_file(path: Path, resolution: int) -> Networks:
 
     Raises TrainingError where the generator is not a StyleGAN2 of that resolution, CheckpointError for damaged files.
     """
-    source = safetensors.read(path)
+    source = sniff.read(path)
     found = source.config.get("resolution")
     if source.arch != "stylegan2" or found != resolution:
         raise TrainingError(
@@ -58,9 +58,10 @@ def from_file(path: Path, resolution: int) -> Networks:
             f"e.g. --schedule {found}."
         )
     generator = Generator(Config(**_tuples(source.config)))
-    _load(generator, source.tensors)
-    critic = _critic_beside(path, generator.config)
-    return Networks(generator, _frozen_copy(generator), critic)
+    _load(generator, source.tensors, path)
+    beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
+    with_critic = source if source.discriminator_tensors or not beside.exists() else sniff.read(beside)
+    return Networks(generator, _frozen_copy(generator), _critic(with_critic, beside, generator.config))
 
 
 def grow(old: Networks) -> Networks:
@@ -91,17 +92,14 @@ def carry_moments(
             new.state[parameter] = old.state[before[name]]
 
 
-def _critic_beside(path: Path, config: Config) -> Discriminator:
-    beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
-    if beside.exists():
-        source: Checkpoint = safetensors.read(beside)
-        if source.discriminator_config is not None and source.discriminator_tensors is not None:
-            critic = Discriminator(DiscriminatorConfig(**_tuples(source.discriminator_config)))
-            _load(critic, source.discriminator_tensors)
-            return critic
-    return Discriminator(
-        DiscriminatorConfig(config.resolution, config.channel_base, config.channel_max, config.channels)
-    )
+def _critic(source: Checkpoint, path: Path, config: Config) -> Discriminator:
+    """The critic of a file, or a fresh one for a generator of that shape."""
+    if source.discriminator_config is None or source.discriminator_tensors is None:
+        shape = DiscriminatorConfig(config.resolution, config.channel_base, config.channel_max, config.channels)
+        return Discriminator(shape)
+    critic = Discriminator(DiscriminatorConfig(**_tuples(source.discriminator_config)))
+    _load(critic, source.discriminator_tensors, path)
+    return critic
 
 
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +107,9 @@ def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
 
 
-def _load(network: nn.Module, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    network.load_state_dict({k: torch.from_numpy(np.asarray(v, dtype=np.float32)) for k, v in tensors.items()})
+def _load(network: nn.Module, tensors: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+    models.check_shapes(network, {k: v.shape for k, v in tensors.items()}, str(path))
+    network.load_state_dict({k: torch.from_numpy(np.array(v, dtype=np.float32)) for k, v in tensors.items()})
 
 
 AnyConfig = TypeVar("AnyConfig", Config, DiscriminatorConfig)

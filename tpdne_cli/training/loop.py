@@ -71,7 +71,9 @@ def train(
     if not resume and checkpoint.exists(run_dir):
         raise TrainingError(f"{run_dir} holds a run already; go on with --resume or choose another folder.")
     run_dir.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng():  # the caller's random numbers stay his
+    device = devices.choose(config.device)
+    used = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(used):  # the caller's random numbers stay as they were
         run = Run(config, checkpoint.load(run_dir) if resume else None)
         for progress in run.until(should_stop):
             on_progress(progress)
