@@ -34,9 +34,20 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 def setup_filter(taps: Sequence[float]) -> Tensor:
     """FIR taps -> a filter that sums to one: [k, k] by outer product, or [k] (separable) from 8 taps on."""
-    f = torch.tensor(taps, dtype=torch.float32)
-    f = f / f.sum()
-    return f if len(taps) >= 8 else torch.outer(f, f)
+    f = [tap / sum(taps) for tap in taps]
+    return torch.tensor(f if len(f) >= 8 else [[a * b for b in f] for a in f], dtype=torch.float32)
+
+
+def normal(*shape: int, std: float = 1.0) -> Tensor:
+    """Initial values for a parameter. On the meta device only their shape: drawing there imports half of torch."""
+    values = torch.empty(shape)
+    return values if values.is_meta else values.normal_(0, std)
+
+
+def constant(*shape: int, value: float = 0.0) -> Tensor:
+    """One initial value for a whole parameter; see `normal`."""
+    values = torch.empty(shape)
+    return values if values.is_meta else values.fill_(value)
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -241,8 +252,8 @@ class FullyConnected(nn.Module):
         bias_init: float = 0.0,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
-        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier))
+        self.weight = nn.Parameter(normal(out_features, in_features, std=1 / lr_multiplier))
+        self.bias = nn.Parameter(constant(out_features, value=bias_init / lr_multiplier))
         self.activation = activation
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
@@ -292,7 +303,7 @@ class MappingNetwork(nn.Module):
         for i in range(num_layers):
             self.add_module(f"fc{i}", FullyConnected(features[i], features[i + 1], "lrelu", lr_multiplier))
         if num_ws is not None:
-            self.register_buffer("w_avg", torch.zeros(w_dim))
+            self.register_buffer("w_avg", constant(w_dim))
 
     def forward(self, z: Tensor | None, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         parts = []

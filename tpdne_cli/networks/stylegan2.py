@@ -22,10 +22,12 @@ from tpdne_cli.networks.ops import (
     FullyConnected,
     MappingNetwork,
     bias_act,
+    constant,
     conv2d,
     conv2d_resample,
     downsample2d,
     linear,
+    normal,
     setup_filter,
     upsample2d,
 )
@@ -109,8 +111,8 @@ class ModulatedConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, kernel: int) -> None:
         super().__init__()
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight = nn.Parameter(normal(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(constant(out_channels))
         self.prepared: tuple[Tensor, Tensor] | None = None  # weight as the convolution likes it, sums of its squares
 
     def prepare(self) -> None:
@@ -132,8 +134,8 @@ class SynthesisLayer(ModulatedConv):
         # Layers that do not resample keep the default filter in the published files, unused.
         self.register_buffer("resample_filter", setup_filter(config.resample_filter if up > 1 else UNUSED_FILTER))
         if config.use_noise:
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
-            self.noise_strength = nn.Parameter(torch.zeros([]))
+            self.register_buffer("noise_const", normal(resolution, resolution))
+            self.noise_strength = nn.Parameter(constant())
 
     def noise(self, n: int, noise: Noise, device: torch.device) -> Tensor | None:
         """The noise image times its strength, [n or 1, 1, R, R]."""
@@ -206,8 +208,8 @@ class Conv2dLayer(nn.Module):
         super().__init__()
         self.activation, self.up, self.down, self.padding = activation, up, down, kernel // 2
         self.conv_clamp = config.conv_clamp if bias else None
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight = nn.Parameter(normal(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(constant(out_channels)) if bias else None
         self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
         resamples = up > 1 or down > 1
         self.register_buffer("resample_filter", setup_filter(config.resample_filter if resamples else UNUSED_FILTER))
@@ -237,7 +239,7 @@ class SynthesisBlock(nn.Module):
         channels = config.width(resolution)
         self.register_buffer("resample_filter", setup_filter(config.resample_filter))
         if self.is_first:
-            self.const = nn.Parameter(torch.randn(channels, 4, 4))
+            self.const = nn.Parameter(normal(channels, 4, 4))
         else:
             below = config.width(resolution // 2)
             self.conv0 = SynthesisLayer(below, channels, resolution, up=2, config=config)

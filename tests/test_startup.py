@@ -1,0 +1,23 @@
+"""What a command pays before it works: counted in imports, which do not depend on how busy the machine is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    # torch's compiler alone takes longer to import than torch; drawing on the meta device would pull it in
+    "load and draw": ("import tpdne_cli as t; list(t.sample(t.load({model!r}), [1]))", {"torch._dynamo", "sympy"}),
+    "the command line": ("import tpdne_cli.cli", {"torch", "numpy", "PIL", "tqdm", "safetensors", "tarfile"}),
+    "the package": ("import tpdne_cli", {"torch", "numpy", "click", "PIL"}),
+}
+
+
+@pytest.mark.parametrize("what", HEAVY)
+def test_imports(what, tiny_model):
+    code, forbidden = HEAVY[what]
+    script = f"{code.format(model=str(tiny_model))}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not forbidden & set(done.stdout.split()), f"{what} imports what it does not need"
