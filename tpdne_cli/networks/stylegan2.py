@@ -301,15 +301,9 @@ class Generator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.num_ws = config, config.num_ws
+        widths = (config.mapping_features, config.embed_features, config.mapping_lr_multiplier)
         self.mapping = MappingNetwork(
-            config.z_dim,
-            config.c_dim,
-            config.w_dim,
-            config.num_ws,
-            config.mapping_layers,
-            config.mapping_features,
-            config.embed_features,
-            config.mapping_lr_multiplier,
+            config.z_dim, config.c_dim, config.w_dim, config.num_ws, config.mapping_layers, *widths
         )
         self.synthesis = SynthesisNetwork(config)
 
@@ -367,11 +361,8 @@ class DiscriminatorEpilogue(nn.Module):
     def __init__(self, config: DiscriminatorConfig, cmap_dim: int) -> None:
         super().__init__()
         channels = config.width(4)
-        self.architecture, self.group, self.std_channels = (
-            config.architecture,
-            config.mbstd_group_size,
-            config.mbstd_channels,
-        )
+        self.architecture = config.architecture
+        self.group, self.std_channels = config.mbstd_group_size, config.mbstd_channels
         if config.architecture == "skip":
             self.fromrgb = Conv2dLayer(config.img_channels, channels, 1, config)
         self.conv = Conv2dLayer(channels + config.mbstd_channels, channels, 3, config)
