@@ -135,7 +135,7 @@ def test_skip_existing_tells_another_image_of_the_same_name(cli):
     cli("--seeds", "0-2", "--truncation", "0.5")
     code, out, err = cli("--seeds", "0-2", "--skip-existing", "--truncation", "0.6")
     assert (code, out) == (1, [])
-    assert "another image" in err
+    assert "made with truncation 0.5, not 0.6" in err and "--force" in err
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,9 @@ def plan(namer: Namer, seeds: Iterable[Seed]) -> Iterator[tuple[Seed, str]]:
     seen: set[str] = set()
     for index, seed in enumerate(seeds):
         name = namer(index, seed)
-        if name.lower() in seen:  # file systems of macOS and Windows do not tell case apart
+        key = name.lower()  # file systems of macOS and Windows do not tell case apart
+        if key in seen:
             remedy = "a seed is given twice" if namer.distinguishes else "add {seed} or {index} to the template"
             raise SettingsError(f"Two images would be called {name}: {remedy}.")
-        seen.add(name.lower())
+        seen.add(name if key == name else key)  # of a million names, no second copy
         yield seed, name

@@ -7,12 +7,12 @@ the window holds, so memory stays flat however many are made.
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -44,41 +44,58 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Written:
-    """One finished image: its recipe, where it lies (None for a stream), and what was written."""
+    """One finished image: its recipe, where it lies (in an archive: its name there), and what was written."""
 
-    sample: Sample
+    recipe: dict[str, Any]
     path: Path | None
+    format: str
     width: int
     height: int
     bytes: int
     sha256: str
+    seconds: float | None  # of the network, its share of the batch; None: made by an earlier run
 
     def record(self) -> dict[str, Any]:
         """The image as one flat object, for NDJSON and manifests."""
         return {
             "path": None if self.path is None else str(self.path),
-            **self.sample.recipe,
+            **self.recipe,
+            "format": self.format,
             "width": self.width,
             "height": self.height,
             "bytes": self.bytes,
             "sha256": self.sha256,
-            "seconds": round(self.sample.seconds, 6),
+            "seconds": None if self.seconds is None else round(self.seconds, 6),
         }
 
 
 def in_order(
     function: Callable[[T], R], items: Iterable[T], workers: int = WORKERS, window: int = WINDOW
 ) -> Iterator[R]:
-    """map(function, items) on threads, results in order, at most `window` items ahead of the reader."""
+    """map(function, items) on threads, results in order, at most `window` items ahead of the reader.
+
+    Where the items end in an error, what came before is still delivered; so it is where the function raises one.
+    """
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="encoder") as pool:
+    failure: Exception | None = None
+
+    def until_failure() -> Iterator[T]:
+        nonlocal failure
         try:
-            for item in items:
+            yield from items
+        except Exception as error:
+            failure = error
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+        try:
+            for item in until_failure():
                 pending.append(pool.submit(function, item))
                 while pending and (len(pending) >= window or pending[0].done()):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+            if failure is not None:
+                raise failure
         finally:  # an error, or a reader that went away: what has not begun never will
             for future in pending:
                 future.cancel()
@@ -88,7 +105,8 @@ def describe(sample: Sample, path: Path | None, data: bytes, encoding: Encoding)
     height, width = sample.pixels.shape[:2]
     if encoding.size is not None:
         width, height = images.scaled(width, height, encoding.size)
-    return Written(sample, path, width, height, len(data), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return Written(sample.recipe, path, encoding.format, width, height, len(data), digest, sample.seconds)
 
 
 def write_files(
@@ -96,20 +114,35 @@ def write_files(
 ) -> Iterator[Written]:
     """Write each sample to its path, whole or not at all, and yield it when it is there.
 
-    Raises OutputError where a file cannot be written, or exists and is not to be replaced.
+    Raises OutputError where a file cannot be written, or exists and is not to be replaced; not before all files that
+    other threads have finished by then are yielded.
     """
+    failures: list[Exception] = []
 
-    def write(item: tuple[Sample, Path]) -> Written:
-        sample, path = item
-        data = encoding(sample)
+    def write(item: tuple[Sample, Path]) -> Written | None:
+        if failures:  # a disk that is full is not asked again
+            return None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"The directory {path.parent} cannot be made: {error.strerror}.") from None
-        write_atomic(path, data, exclusive=not replace)
-        return describe(sample, path, data, encoding)
+            return _write_file(*item, encoding, replace)
+        except Exception as error:
+            failures.append(error)
+            return None
 
-    return in_order(write, samples, workers)
+    for written in in_order(write, takewhile(lambda _: not failures, samples), workers):
+        if written is not None:
+            yield written
+    if failures:
+        raise failures[0]
+
+
+def _write_file(sample: Sample, path: Path, encoding: Encoding, replace: bool) -> Written:
+    data = encoding(sample)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The directory {path.parent} cannot be made: {error.strerror}.") from None
+    write_atomic(path, data, exclusive=not replace)
+    return describe(sample, path, data, encoding)
 
 
 def write_stream(
@@ -123,16 +156,21 @@ def write_stream(
     def encode(item: tuple[Sample, str]) -> tuple[Sample, str, bytes]:
         return *item, encoding(item[0])
 
-    archive = tarfile.open(fileobj=stream, mode="w|") if tar else None  # noqa: SIM115 (closed only when complete)
+    length = 0
     for sample, name, data in in_order(encode, samples, workers):
-        if archive is None:
-            stream.write(data)
-        else:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+        block = _member(name, data) if tar else data
+        stream.write(block)
         stream.flush()
-        yield describe(sample, None, data, encoding)
-    if archive is not None:  # only a finished archive gets its end mark: a reader can tell a broken one
-        archive.close()
-    stream.flush()
+        length += len(block)
+        yield describe(sample, Path(name) if tar else None, data, encoding)
+    if tar:  # only a finished archive gets its end mark: a reader can tell a broken one
+        end = 2 * tarfile.BLOCKSIZE
+        stream.write(bytes(end + -(length + end) % tarfile.RECORDSIZE))
+        stream.flush()
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """A file as it stands in a tar archive (POSIX.1-2001); tarfile's own streams write on when they are dropped."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % tarfile.BLOCKSIZE)

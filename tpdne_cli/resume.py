@@ -2,35 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpdne_cli import images, metadata
 from tpdne_cli.errors import ImageError
-from tpdne_cli.metadata import read_marks
 
 if TYPE_CHECKING:
-    from tpdne_cli.pipeline import Encoding
+    from tpdne_cli.pipeline import Encoding, Written
 
-# What may differ between two runs of one job: a new version or another machine goes on with the same images.
-INCIDENTAL = {"version", "device"}
+# What may differ between two runs of one job: a new version or another machine goes on with the same images, which
+# agree within the tolerance that is promised between devices. A precision counts unless it was chosen automatically.
+INCIDENTAL = frozenset({"version", "device"})
 
 
-def is_finished(path: Path, recipe: dict[str, Any], encoding: Encoding) -> bool:
-    """Whether the file at path was made by this recipe and written this way.
+def is_finished(
+    path: Path,
+    recipe: Mapping[str, Any],
+    encoding: Encoding,
+    resolution: int,
+    ignored: Collection[str] = INCIDENTAL,
+) -> bool:
+    """Whether the file at path holds, undamaged, the image of this recipe, written this way."""
+    return objection(path, recipe, encoding, resolution, ignored) is None
 
-    Files appear whole or not at all, so one that bears the recipe is complete. Without metadata there is nothing to
-    compare, and any image counts.
+
+def objection(
+    path: Path,
+    recipe: Mapping[str, Any],
+    encoding: Encoding,
+    resolution: int,
+    ignored: Collection[str] = INCIDENTAL,
+) -> str | None:
+    """Why the file at path is not the finished image of this recipe, as the end of a sentence; None where it is.
+
+    resolution: longest side of the image before any resizing. ignored: parts of the recipe that may differ. The file's
+    own fingerprint proves that nothing is missing or changed; without metadata there is no recipe to compare, and any
+    whole image of the right format and size counts.
     """
     try:
-        marks = read_marks(path)
+        marks = metadata.read_marks(path)
+        written = _claimed(marks) if encoding.metadata else _measured(path)
+        if written is None:
+            return "was not made by this command"
+        if (written["format"], max(written["width"], written["height"])) != (
+            encoding.format,
+            encoding.size or resolution,
+        ):
+            return f"is a {written['format']} of {written['width']}x{written['height']} pixels"
+        if not encoding.metadata:
+            return None
+        if written["quality"] != (encoding.quality or images.FORMATS[encoding.format].quality):
+            return f"has a quality of {written['quality']}"
+        if difference := _difference(marks.recipe or {}, recipe, ignored):
+            return difference
+        return None if written["data"] == metadata.fingerprint(path) else "was damaged or edited since"
     except ImageError:
-        return False
-    if not encoding.metadata:
-        return True
-    if marks.recipe is None or marks.image is None:
-        return False
-    same_recipe = all(marks.recipe.get(key) == value for key, value in recipe.items() if key not in INCIDENTAL)
-    written = marks.image
-    same_size = encoding.size is None or encoding.size == max(written["width"], written["height"])
-    same_quality = encoding.quality is None or encoding.quality == written["quality"]
-    return same_recipe and same_size and same_quality and written["format"] == encoding.format
+        return "is no whole image"
+
+
+def _claimed(marks: metadata.Marks) -> dict[str, Any] | None:
+    """What a file says of how it was written; None where it says nothing that could be true."""
+    written = marks.image or {}
+    if marks.recipe is None or not all(type(written.get(key)) is int for key in ("width", "height")):
+        return None
+    return {"format": None, "quality": None, "data": None, **written}
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """Format and size of an image, read to its end."""
+    height, width = images.read_pixels(path).shape[:2]
+    return {"format": metadata.format_of(path), "width": width, "height": height}
+
+
+def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Collection[str]) -> str | None:
+    wanted = json.loads(metadata.compact(wanted))  # as a file holds it
+    for key in sorted((there.keys() | wanted.keys()) - set(ignored)):
+        if there.get(key) != wanted.get(key):
+            return f"was made with {key} {_short(there.get(key))}, not {_short(wanted.get(key))}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else text[:20] + '..."'
+
+
+def describe(path: Path, recipe: Mapping[str, Any], encoding: Encoding, resolution: int) -> Written:
+    """A finished file as its run described it; `recipe` stands in where the file carries none."""
+    from tpdne_cli.pipeline import Written
+
+    data = path.read_bytes()
+    marks = metadata.read_marks(data)
+    side = encoding.size or resolution
+    written = marks.image or {"width": side, "height": side}
+    return Written(
+        recipe=dict(recipe if marks.recipe is None else marks.recipe),
+        path=path,
+        format=encoding.format,
+        width=written["width"],
+        height=written["height"],
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        seconds=None,
+    )

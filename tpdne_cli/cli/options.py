@@ -104,7 +104,7 @@ device_options = group(
     click.option(
         "--batch-size", type=BatchSize(), default="auto", metavar="N|auto", help="Images per pass of the network."
     ),
-    click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."),
+    click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps; several: cuda:0,cuda:1."),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -122,7 +122,16 @@ report_options = group(
     click.option("--no-progress", is_flag=True, help="Print no progress bar."),
 )
 
-generation_options = group(seed_options, latent_options, file_options, device_options, report_options)
+script_options = group(
+    click.option("-0", "--print0", is_flag=True, help="End each path with a null byte, for xargs -0."),
+    click.option(
+        "--shard",
+        metavar="I/N|auto",
+        help="Make the I-th of N parts only; auto asks Slurm, Kubernetes, torchrun or GNU parallel.",
+    ),
+)
+
+generation_options = group(seed_options, latent_options, file_options, device_options, report_options, script_options)
 
 
 def read_seeds(

@@ -5,19 +5,58 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
+
+from tpdne_cli.errors import OutputError
 
 
 class ReaderGone(Exception):
     """Whoever read our stdout has closed it: there is nobody left to tell, and no failure."""
 
 
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Turns what can go wrong with stdout into ReaderGone and OutputError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except OSError as error:
+        raise OutputError(f"Standard output cannot be written: {error.strerror}.") from None
+
+
+class Stdout:
+    """Standard output for bytes, with the errors of writing_stdout."""
+
+    def write(self, data: bytes) -> int:
+        with writing_stdout():
+            return sys.stdout.buffer.write(data)
+
+    def flush(self) -> None:
+        with writing_stdout():
+            sys.stdout.buffer.flush()
+
+
+def _encoded(text: str) -> bytes:
+    """Text as the file system spells it: in a locale without UTF-8 a printed path must still be the path."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
+
+
 def colour_allowed() -> bool:
     """Colour only on a terminal, and not where NO_COLOR or a dumb terminal forbids it."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stderr is not None
+        and sys.stderr.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
 def complain(sentence: str) -> None:
@@ -27,23 +66,29 @@ def complain(sentence: str) -> None:
 
 
 class Output:
-    """What a command says. as_json: results as one JSON object per line; quiet: no notes and no progress bar."""
+    """What a command says.
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, progress: bool = True) -> None:
-        self.as_json, self.quiet, self.wants_progress = as_json, quiet, progress and not quiet
+    as_json: results as one JSON object per line; quiet: no notes and no progress bar; end: what follows a result,
+    a null byte for names that may hold line breaks.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, progress: bool = True, end: str = "\n") -> None:
+        self.as_json, self.quiet, self.wants_progress, self.end = as_json, quiet, progress and not quiet, end
         self.bar: Any = None
+        if sys.stdout is None:  # closed by the caller: what is opened next must not become file 1 and be printed into
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (for the rest of the process)
 
     def result(self, text: str, record: Mapping[str, Any] | None = None) -> None:
-        """One result: the text, or the record as a line of JSON; flushed, so that a reader has it at once."""
+        """One result: the text, or the record as a line of JSON; flushed, so that a reader has it at once.
+
+        Raises ReaderGone where nobody reads it any more, OutputError where it cannot be written.
+        """
         line = json.dumps(record, ensure_ascii=True) if self.as_json and record is not None else text
         if self.bar is not None and sys.stdout.isatty():
             self.bar.clear()
-        data = (line + "\n").encode("utf-8", "surrogateescape")  # whatever the locale: a path is bytes
-        try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise ReaderGone from None
+        stdout = Stdout()
+        stdout.write(_encoded(line + self.end))
+        stdout.flush()
 
     def table(self, rows: Iterable[tuple[str, ...]]) -> None:
         """Rows of text in aligned columns."""
