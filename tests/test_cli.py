@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,18 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from running import ENVIRONMENT, files, shell, start
 
 from tpdne_cli.cli import COMMANDS, run
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-TPDNE = [sys.executable, "-c", "from tpdne_cli.cli import main; main()"]
-
-
-def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """A real shell with `tpdne` in it."""
-    function = f'tpdne() {{ "{sys.executable}" -c "from tpdne_cli.cli import main; main()" "$@"; }}\n'
-    env = {**ENVIRONMENT, **environment}
-    return subprocess.run(["bash", "-c", function + script], cwd=cwd, capture_output=True, env=env, timeout=120)
 
 
 @pytest.fixture
@@ -41,10 +31,6 @@ def cli(capsys, tmp_path, tiny_model, monkeypatch):
         return code, out.splitlines(), err
 
     return call
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def test_one_path_per_image_on_stdout(cli, tmp_path):
@@ -255,9 +241,7 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path, tiny_model):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path, tiny_model, number):
-    command = [*TPDNE, "generate", str(tiny_model), "--seeds", "0-99999"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
-    child = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **pipes)
+    child = start("generate", tiny_model, "--seeds", "0-99999", cwd=tmp_path)
     child.stdout.readline()
     child.send_signal(number)
     out, err = child.communicate(timeout=60)

@@ -1,0 +1,55 @@
+"""Running `tpdne` as a process of its own, in a real shell, and killing it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM = Path(__file__).resolve().parent / "warm.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+COLD = [sys.executable, "-c", "from tpdne_cli.cli import main; main()"]
+
+
+@functools.cache
+def warm() -> list[str]:
+    """The beginning of a command line that runs tpdne without waiting for imports (see warm.py)."""
+    folder = tempfile.TemporaryDirectory(prefix="tpdne-")
+    address = str(Path(folder.name) / "socket")
+    server = subprocess.Popen(
+        [sys.executable, str(WARM), "serve", address], env=ENVIRONMENT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+
+    def stop() -> None:
+        server.kill()
+        server.wait()
+        folder.cleanup()
+
+    atexit.register(stop)
+    return [sys.executable, "-I", "-S", str(WARM), "call", address]
+
+
+def shell(script: str, cwd: Path, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A real shell with `tpdne` in it; cold: a new interpreter for each call of it."""
+    function = f'tpdne() {{ {shlex.join(COLD if cold else warm())} "$@"; }}\n'
+    env = {**ENVIRONMENT, **environment}
+    return subprocess.run(["bash", "-c", function + script], cwd=cwd, capture_output=True, env=env, timeout=300)
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.Popen[bytes]:
+    """A tpdne that runs while the test goes on, with pipes for its output."""
+    command = [*warm(), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
