@@ -1,15 +1,14 @@
 """The filtered leaky ReLU of StyleGAN3 (Karras et al. 2021, arXiv 2106.12423, section 3.1 and appendix D), twice.
 
 `filtered_lrelu` is the formulation of the paper: any device, differentiable. `FilteredLrelu` is the same map for
-generation on a CPU. There each 1-D resampling becomes products of one small constant matrix with overlapping windows
-of the signal; it works on 16 channels and a strip of rows at a time, so that the signal at the doubled rate, by far
-the largest, never leaves the cache; and only the samples that survive the decimation are computed.
+generation on a CPU: resampling along y is a product of one small constant matrix with overlapping windows of rows,
+along x a depthwise convolution; both work on a strip of rows and few channels at a time, so that the signal at the high
+rate, by far the largest, never leaves the cache; and only the samples that survive the decimation are computed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,9 @@ from torch import Tensor
 from tpdne_cli.networks.ops import SQRT2, upfirdn2d
 
 CHANNELS = 16  # the least per chunk: 64 bytes, a cache line
-UP_TILE, DOWN_TILE = 4, 4  # input samples per matrix going up, output samples per matrix going down
-STRIP_BYTES = 3 << 20  # the signal at the high rate, 16 channels of a strip
-CHUNK_BYTES = 1 << 20  # the same, more channels of a small image
+TILE = 4  # samples at the lower rate per matrix product
+STRIP_BYTES = 8 << 20  # the signal at the high rate, 16 channels of a strip
+CHUNK_BYTES = 2 << 20  # the same, more channels of a small image
 TOLERANCE = 1e-5  # of what a sum of separable filters may leave out, relative to its largest part
 
 
@@ -67,61 +66,46 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float, radial: bool = 
     return (f / f.sum()).to(torch.float32)
 
 
-@dataclass(frozen=True)
-class Resampling:
-    """A 1-D resampling as products of one matrix: output tile i [T] is matrix [T, K] @ input[i * step :][:K]."""
-
-    matrix: Tensor
-    step: int
-
-    def reach(self, tiles: int) -> int:
-        """How many input samples that many tiles read."""
-        return (tiles - 1) * self.step + self.matrix.shape[1]
-
-    def apply(self, x: Tensor, out: Tensor, tiles: int) -> None:
-        """Resample along the first dimension: x [>= reach, ...] -> out [tiles * T, ...], both contiguous."""
-        (t, k), n = self.matrix.shape, x[0].numel()
-        windows = x.as_strided((tiles, k, n), (self.step * n, n, 1))
-        torch.bmm(self.matrix.expand(tiles, -1, -1), windows, out=out.view(tiles, t, n))
-
-
 def toeplitz(taps: Tensor, offset: int, stride_in: int, stride_out: int, shape: tuple[int, int]) -> Tensor:
     """Entry [t, i] is tap number offset + stride_in * i - stride_out * t, or zero where there is none."""
     j = offset + stride_in * torch.arange(shape[1]) - stride_out * torch.arange(shape[0])[:, None]
-    return torch.where((j >= 0) & (j < len(taps)), taps[j.clamp(0, len(taps) - 1)], 0.0)
+    return torch.where((j >= 0) & (j < len(taps)), taps[j.clamp(0, len(taps) - 1)], 0.0).to(torch.float32)
 
 
-def upsampling(taps: Tensor, up: int, padding: int, gain: float) -> tuple[Resampling, int]:
-    """Zero insertion, padding and filtering; and the place in the signal of the first sample that it reads."""
-    f = taps.to(torch.float64).flip(0) * gain
-    first = math.ceil(-padding / up)
-    last = (len(f) - 1 + UP_TILE * up - 1 - padding) // up  # read by the first tile
-    matrix = toeplitz(f, up * first + padding, up, 1, (UP_TILE * up, last - first + 1))
-    return Resampling(matrix.to(torch.float32), UP_TILE), first
+def upsampling(taps: Tensor, up: int, padding: int, tile: int) -> Tensor:
+    """[tile * up, K]: zero insertion, padding and filtering, from K samples in a row to the outputs they decide."""
+    first = math.ceil(-padding / up)  # what the first output reads, counted from the beginning of the signal
+    last = (len(taps) - 1 + tile * up - 1 - padding) // up
+    return toeplitz(taps.flip(0), up * first + padding, up, 1, (tile * up, last - first + 1))
 
 
-def downsampling(f: Tensor, down: int) -> tuple[Resampling, Resampling, int]:
-    """Filtering and decimation, first along x, then along y, and the rank of the filter.
-
-    A filter of rank r is a sum of r outer products. Going along x, each tile yields all r intermediate signals;
-    going along y, each sums over all of them, which lie interleaved row by row.
-    """
-    pairs = separate(f)
-    taps, rank = f.shape[0], len(pairs)
-    shape = (DOWN_TILE, (DOWN_TILE - 1) * down + taps)
-    along_y = torch.stack([toeplitz(y.to(torch.float64).flip(0), 0, 1, down, shape) for y, _ in pairs], 2)  # [T, K, r]
-    along_x = torch.cat([toeplitz(x.to(torch.float64).flip(0), 0, 1, down, shape) for _, x in pairs])  # [r * T, K]
-    step = DOWN_TILE * down
-    x, y = Resampling(along_x.to(torch.float32), step), Resampling(along_y.flatten(1).to(torch.float32), step * rank)
-    return x, y, rank
+def downsampling(taps: Tensor, down: int, tile: int) -> Tensor:
+    """[tile, K]: filtering and decimation."""
+    return toeplitz(taps.flip(0), 0, 1, down, (tile, (tile - 1) * down + len(taps)))
 
 
 def separate(f: Tensor) -> list[tuple[Tensor, Tensor]]:
     """A filter as a short sum of outer products (along y, along x): two to four for the published radial filters."""
+    f = f.to(torch.float64)
     if f.ndim == 1:
         return [(f, f)]
-    u, s, vh = torch.linalg.svd(f.to(torch.float64))
+    u, s, vh = torch.linalg.svd(f)
     return [(u[:, i] * s[i].sqrt(), vh[i] * s[i].sqrt()) for i in range(len(s)) if s[i] > TOLERANCE * s[0]]
+
+
+def along_y(matrix: Tensor, x: Tensor, step: int, out: Tensor) -> None:
+    """Tile i of out, [T, ...], becomes matrix [T, K] @ x[i * step :][:K]; x: [>= reach, ...], out: [tiles * T, ...]."""
+    (t, k), n = matrix.shape, x[0].numel()
+    tiles = len(out) // t
+    windows = x.as_strided((tiles, k, n), (step * n, n, 1))
+    torch.bmm(matrix.expand(tiles, -1, -1), windows, out=out.view(tiles, t, n))
+
+
+def along_x(kernels: Tensor, x: Tensor, step: int = 1) -> Tensor:
+    """One kernel per channel: x [H, W, C], kernels [C, K] -> [H, (W - K) / step + 1, C]."""
+    image = x.view(1, *x.shape).permute(0, 3, 1, 2)
+    y = F.conv2d(image, kernels[:, None, None], stride=(1, step), groups=len(kernels))
+    return y.contiguous(memory_format=torch.channels_last)[0].permute(1, 2, 0)
 
 
 class FilteredLrelu:
@@ -136,19 +120,20 @@ class FilteredLrelu:
         clamp: float | None,
     ) -> None:  # fmt: skip
         # A positive gain commutes with the leaky ReLU, so it goes into the filter, half of it on each axis.
-        self.up, self.first = upsampling(up_filter, up, padding, up * SQRT2**0.5)
-        self.down_x, self.down_y, self.rank = downsampling(down_filter, down)
-        self.size, self.out_size, self.clamp, self.up_factor, self.down = size, out_size, clamp, up, down
-        self.rise = self.up.matrix.abs().sum(1).max().item() ** 2  # the most that upsampling makes of one
-        unit = max(DOWN_TILE, UP_TILE * up // down)  # strips begin where tiles do, on both sides
-        line = self.extent(out_size)[1] * UP_TILE * up * CHANNELS * 4  # bytes
+        taps = up_filter.to(torch.float64) * (up * SQRT2**0.5)
+        self.up_y, self.up_x = upsampling(taps, up, padding, TILE), upsampling(taps, up, padding, 1)
+        pairs = separate(down_filter)
+        self.down_y = [downsampling(y, down, TILE) for y, _ in pairs]
+        self.down_x = [downsampling(x, down, 1) for _, x in pairs]
+        self.first = math.ceil(-padding / up)
+        self.size, self.out_size, self.clamp, self.up, self.down = size, out_size, clamp, up, down
+        line = self.high(out_size) * CHANNELS * 4  # bytes
+        unit = max(TILE, TILE * up // down)  # strips begin where tiles do, on both sides
         self.strip = max(STRIP_BYTES // (line * down) // unit * unit, 2 * unit)
 
-    def extent(self, length: int) -> tuple[int, int, int]:
-        """Input samples read, tiles going up and tiles going down for so many output samples."""
-        down_tiles = -(-length // DOWN_TILE)
-        up_tiles = -(-self.down_x.reach(down_tiles) // (UP_TILE * self.up_factor))
-        return self.up.reach(up_tiles), up_tiles, down_tiles
+    def high(self, length: int) -> int:
+        """How many samples at the high rate so many outputs read."""
+        return (length - 1) * self.down + self.down_x[0].shape[1]
 
     def __call__(self, x: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
         """filtered_lrelu(x * scale + bias) * out_scale.
@@ -171,48 +156,41 @@ class Strip:
     """The buffers of one strip of output rows, reused by all its chunks of channels, and the work in them."""
 
     def __init__(self, op: FilteredLrelu, top: int, height: int, channels: int) -> None:
-        rows, self.up_rows, self.down_rows = op.extent(height)
-        cols, self.up_cols, self.down_cols = op.extent(op.out_size)
-        up_rows, up_cols = (tiles * UP_TILE * op.up_factor for tiles in (self.up_rows, self.up_cols))
-        down_rows, down_cols = self.down_rows * DOWN_TILE, self.down_cols * DOWN_TILE
+        up, tall = op.up, TILE * op.up
+        cols = -(-op.high(op.out_size) // up)  # groups of `up` samples at the high rate
+        down_rows = -(-height // TILE) * TILE
+        up_rows = -(-op.high(down_rows) // tall) * tall
         # Small images leave room for more channels at once.
-        fits = CHUNK_BYTES // (up_rows * up_cols * 4)
-        self.channels = c = next(
-            n for n in (4 * CHANNELS, 2 * CHANNELS, CHANNELS) if n == CHANNELS or (n <= fits and channels % n == 0)
-        )
+        fits = max(CHUNK_BYTES // (up_rows * cols * up * 4), CHANNELS)
+        c = self.channels = next(n for n in (128, 64, 32, CHANNELS) if n <= fits and channels % n == 0)
         self.op, self.height = op, height
+        rows, reach = (up_rows // tall - 1) * TILE + op.up_y.shape[1], cols - 1 + op.up_x.shape[1]
         # Where the signal lies in the strip's window; the zeros around it are the padding, and stay.
-        self.y = overlap(op.first + top * op.down // op.up_factor, rows, op.size)
-        self.x = overlap(op.first, cols, op.size)
-        self.window = torch.zeros(rows, cols, c)
-        # Two buffers take turns on either side of the signal at the high rate.
-        one = torch.empty(up_rows * max(cols, op.rank * down_cols) * c)
-        two = torch.empty(up_rows * max(cols, op.rank * down_cols) * c)
-        self.tall, self.tall_t = view(one, up_rows, cols, c), view(two, cols, up_rows, c)
-        self.large = torch.empty(up_cols, up_rows, c)  # transposed
-        self.narrow_t = view(two, self.down_cols, op.rank, DOWN_TILE, up_rows, c)
-        self.narrow = view(one, up_rows, op.rank, self.down_cols, DOWN_TILE, c)
-        self.result = view(two, down_rows, down_cols, c)
+        self.y = overlap(op.first + top * op.down // up, rows, op.size)
+        self.x = overlap(op.first, reach, op.size)
+        self.window = torch.zeros(rows, reach, up, c)
+        self.large = torch.empty(up_rows, cols * up, c)
+        self.narrow = torch.empty(down_rows, cols * up, c)
+        self.up_x = op.up_x.repeat_interleave(c, 0)  # [up * c, K]
+        self.down_x = [kernel.expand(c, -1).contiguous() for kernel in op.down_x]
 
     def run(self, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:  # [H, W, c], [c], [c] -> [height, out, c]
         op, (y_in, y_window), (x_in, x_window), large = self.op, self.y, self.x, self.large
-        torch.addcmul(bias, x[y_in, x_in], scale, out=self.window[y_window, x_window])
-        # Every product runs along the first dimension, in the order of memory; between them lies a cheap transpose.
-        op.up.apply(self.window, self.tall, self.up_rows)
-        self.tall_t.copy_(self.tall.transpose(0, 1))
-        op.up.apply(self.tall_t, large, self.up_cols)
+        signal = self.window[y_window, x_window]  # [.., .., up, c]: one copy for each phase of the output
+        torch.addcmul(bias, x[y_in, x_in], scale, out=signal[:, :, 0])
+        signal[:, :, 1:].copy_(signal[:, :, :1].expand(-1, -1, op.up - 1, -1))
+        # The phases of a row come out side by side: in memory that is the upsampled row.
+        wide = along_x(self.up_x, self.window.flatten(2))
+        along_y(op.up_y, wide, TILE, large)
         F.leaky_relu_(large, 0.2)
-        if op.clamp is not None and op.rise * max(-self.window.amin(), self.window.amax()) > op.clamp:
+        if op.clamp is not None:
             large.clamp_(-op.clamp, op.clamp)
-        op.down_x.apply(large, self.narrow_t, self.down_cols)
-        self.narrow.copy_(self.narrow_t.permute(3, 1, 0, 2, 4))
-        op.down_y.apply(self.narrow.flatten(0, 1), self.result, self.down_rows)
-        return self.result[: self.height, : op.out_size]
-
-
-def view(buffer: Tensor, *shape: int) -> Tensor:
-    """The beginning of a buffer, in a shape."""
-    return buffer[: math.prod(shape)].view(shape)
+        along_y(op.down_y[0], large, TILE * op.down, self.narrow)
+        y = along_x(self.down_x[0], self.narrow, op.down)
+        for down_y, down_x in zip(op.down_y[1:], self.down_x[1:], strict=True):
+            along_y(down_y, large, TILE * op.down, self.narrow)
+            y.add_(along_x(down_x, self.narrow, op.down))
+        return y[: self.height, : op.out_size]
 
 
 def overlap(first: int, length: int, size: int) -> tuple[slice, slice]:
