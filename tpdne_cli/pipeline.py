@@ -55,10 +55,16 @@ class Written:
     sha256: str
     seconds: float | None  # of the network, its share of the batch; None: made by an earlier run
 
+    @property
+    def name(self) -> str | None:
+        """The path for other programs: never one that they take for an option."""
+        text = None if self.path is None else str(self.path)
+        return f"./{text}" if text and text.startswith("-") else text
+
     def record(self) -> dict[str, Any]:
         """The image as one flat object, for NDJSON and manifests."""
         return {
-            "path": None if self.path is None else str(self.path),
+            "path": self.name,
             **self.recipe,
             "format": self.format,
             "width": self.width,

@@ -100,7 +100,7 @@ class Job:
         record = written.record()
         manifest.add(record)
         if not self.target.is_stdout:
-            self.output.result(str(written.path), record)
+            self.output.result(written.name or "", record)
         self.output.advance()
 
     def finished(self, work: Work, sampler: Sampler | Fleet, encoding: Encoding, resolution: int) -> Collection[str]:

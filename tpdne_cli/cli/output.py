@@ -18,6 +18,18 @@ class ReaderGone(Exception):
     """Whoever read our stdout has closed it: there is nobody left to tell, and no failure."""
 
 
+def open_closed_streams() -> None:
+    """Give the streams that the caller has closed (>&-) to nobody, before the next image becomes file 1 or 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 (for the rest of the process)
+
+
+def one_line(text: str) -> str:
+    """Text from file names and files, safe for a terminal: line breaks and control characters are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 @contextmanager
 def writing_stdout() -> Iterator[None]:
     """Turns what can go wrong with stdout into ReaderGone and OutputError."""
@@ -62,7 +74,7 @@ def colour_allowed() -> bool:
 def complain(sentence: str) -> None:
     """One error on stderr."""
     label = click.style("Error:", fg="red", bold=True) if colour_allowed() else "Error:"
-    click.echo(f"{label} {sentence}", err=True, color=colour_allowed())
+    click.echo(f"{label} {one_line(sentence)}", err=True, color=colour_allowed())
 
 
 class Output:
@@ -75,8 +87,7 @@ class Output:
     def __init__(self, as_json: bool = False, quiet: bool = False, progress: bool = True, end: str = "\n") -> None:
         self.as_json, self.quiet, self.wants_progress, self.end = as_json, quiet, progress and not quiet, end
         self.bar: Any = None
-        if sys.stdout is None:  # closed by the caller: what is opened next must not become file 1 and be printed into
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (for the rest of the process)
+        open_closed_streams()
 
     def result(self, text: str, record: Mapping[str, Any] | None = None) -> None:
         """One result: the text, or the record as a line of JSON; flushed, so that a reader has it at once.
@@ -109,7 +120,7 @@ class Output:
     def _say(self, text: str) -> None:
         if self.bar is not None:
             self.bar.clear()
-        click.echo(text, err=True)
+        click.echo(one_line(text), err=True)
 
     def start(self, total: int, unit: str = "img") -> None:
         """Show a bar with rate and time left; only where stderr is a terminal."""
