@@ -47,7 +47,7 @@ def objection(
         marks = metadata.read_marks(path)
         written = _claimed(marks) if encoding.metadata else _measured(path)
         if written is None:
-            return "was not made by this command"
+            return "holds no recipe that can be read"
         if (written["format"], max(written["width"], written["height"])) != (
             encoding.format,
             encoding.size or resolution,

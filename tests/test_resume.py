@@ -1,0 +1,179 @@
+"""Going on: what counts as finished, what is another image, and a manifest that ends complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running import files
+
+from tpdne_cli import images
+from tpdne_cli.cli import run
+from tpdne_cli.pipeline import Encoding, write_files
+from tpdne_cli.resume import INCIDENTAL, describe, is_finished, objection
+from tpdne_cli.sampler import Sample
+
+RECIPE = {"model": "m", "weights": "ab", "seed": "Zoë", "truncation": 0.7, "truncation_cutoff": None, "noise": "const",
+          "class_index": None, "precision": "float32", "device": "cpu", "version": "0.1.0"}  # fmt: skip
+
+
+def pixels(size: int = 32):
+    import numpy as np
+
+    return np.random.RandomState(0).randint(0, 256, (size, size, 3)).astype(np.uint8)
+
+
+def written(folder: Path, encoding: Encoding, recipe=RECIPE, size: int = 32):
+    path = folder / f"x.{encoding.format}"
+    sample = Sample(recipe["seed"], pixels(size), recipe, 0.5)
+    return next(iter(write_files([(sample, path)], encoding, replace=True)))
+
+
+ENCODINGS = [
+    Encoding(), Encoding("jpg"), Encoding("jpg", 50), Encoding("webp"), Encoding("webp", 100), Encoding(size=48),
+    Encoding(metadata=False), Encoding("webp", size=16, metadata=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_finished_file_is_finished_and_described_as_its_run_described_it(tmp_path, encoding):
+    done = written(tmp_path, encoding)
+    assert objection(done.path, RECIPE, encoding, 32) is None
+    again = describe(done.path, RECIPE, encoding, 32)
+    assert {**again.record(), "seconds": 0.5} == done.record()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"),
+    [
+        (Encoding("jpg", 91), "quality of 92"),
+        (Encoding("jpg", size=33), "is a jpg of 32x32"),
+        (Encoding("png"), "is a jpg of"),
+    ],
+)
+def test_a_file_written_another_way(tmp_path, encoding, reason):
+    path = written(tmp_path, Encoding("jpg")).path
+    assert reason in objection(path, RECIPE, encoding, 32)
+    assert is_finished(path, RECIPE, Encoding("jpg", 92), 32), "the default said outright"
+    assert is_finished(path, RECIPE, Encoding("jpg", size=32), 32), "the size said outright"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": "Zoe"}, "made with seed"),
+        ({"seed": 1}, "not 1"),
+        ({"truncation": 0.5}, "truncation 0.7, not 0.5"),
+        ({"truncation_cutoff": 3}, "truncation_cutoff null, not 3"),
+        ({"weights": "cd"}, "weights"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"smile": 2}, "smile null, not 2"),
+    ],
+)
+def test_a_file_of_another_recipe(tmp_path, change, reason):
+    path = written(tmp_path, Encoding()).path
+    assert reason in objection(path, {**RECIPE, **change}, Encoding(), 32)
+    path = written(tmp_path, Encoding(), {**RECIPE, **change}).path
+    assert objection(path, RECIPE, Encoding(), 32), "nor the other way round"
+
+
+def test_another_version_or_device_goes_on_and_a_precision_that_nobody_chose(tmp_path):
+    path = written(tmp_path, Encoding()).path
+    other = {**RECIPE, "version": "9.9", "device": "cuda"}
+    assert is_finished(path, other, Encoding(), 32)
+    assert not is_finished(path, {**other, "precision": "float16"}, Encoding(), 32)
+    assert is_finished(path, {**other, "precision": "float16"}, Encoding(), 32, INCIDENTAL | {"precision"})
+
+
+def damaged(data: bytes, way: str) -> bytes:
+    return {
+        "empty": b"",
+        "text": b"hello",
+        "half": data[: len(data) // 2],
+        "cut": data[:-200],
+        "one bit": data[:-50] + bytes([data[-50] ^ 1]) + data[-49:],
+    }[way]
+
+
+REASONS = ("is no whole image", "was damaged or edited since", "holds no recipe that can be read")
+
+
+@pytest.mark.parametrize("way", ["empty", "text", "half", "cut", "one bit"])
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding("jpg"), Encoding("webp"), Encoding(metadata=False)])
+def test_a_damaged_file_is_never_finished(tmp_path, encoding, way):
+    path = written(tmp_path, encoding).path
+    path.write_bytes(damaged(path.read_bytes(), way))
+    assert objection(path, RECIPE, encoding, 32) in REASONS
+
+
+def test_an_image_of_somebody_else(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (32, 32)).save(path)
+    assert objection(path, RECIPE, Encoding(), 32) == "holds no recipe that can be read"
+    path.write_bytes(images.encode(pixels(), "png", None, {"seed": 1}))
+    assert "made with class_index" not in (objection(path, RECIPE, Encoding(), 32) or "")
+    assert not is_finished(path, RECIPE, Encoding(), 32)
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str):
+        code = run(["generate", str(tiny_model), *arguments])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
+def records(path: str) -> list[dict]:
+    return [{**json.loads(line), "seconds": None} for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-metadata"], ["--format", "jpg", "--size", "20"]])
+def test_the_manifest_of_a_resumed_run_is_that_of_an_undisturbed_one(cli, extra):
+    options = ["--seeds", "0-5", "--seed", "bob", "--manifest", "m.jsonl", "-o", "d", *extra]
+    assert cli(*options)[0] == 0
+    whole, names = records("m.jsonl"), files(Path("d"))
+    assert len(whole) == 7
+    for name in names[1::2]:
+        Path("d", name).unlink()
+    code, out, err = cli(*options)
+    assert code == 1 and "m.jsonl exists" in err and "--skip-existing completes it" in err
+    code, out, err = cli(*options, "--skip-existing")
+    assert (code, out) == (0, [f"d/{name}" for name in names[1::2]]), "only what is new is printed"
+    assert "4 of 7 images are there already" in err
+    assert records("m.jsonl") == whole
+    assert Path("m.jsonl").read_text().count('"seconds": null') == 4
+    code, out, _ = cli(*options, "--skip-existing")
+    assert (code, out, records("m.jsonl")) == (0, [], whole)
+
+
+def test_a_file_that_is_not_ours_to_skip_stops_the_run_before_it_begins(cli):
+    cli("--seeds", "0-3", "-o", "d", "--manifest", "m.jsonl")
+    before = Path("m.jsonl").read_bytes()
+    Path("d/tiny-000000.png").unlink()
+    edited = Path("d/tiny-000002.png")
+    edited.write_bytes(damaged(edited.read_bytes(), "one bit"))
+    code, out, err = cli("--seeds", "0-3", "-o", "d", "--manifest", "m.jsonl", "--skip-existing")
+    assert (code, out) == (1, []) and "d/tiny-000002.png was damaged or edited since" in err
+    assert not Path("d/tiny-000000.png").exists() and Path("m.jsonl").read_bytes() == before
+    assert cli("--seeds", "0-3", "-o", "d", "--manifest", "m.jsonl", "--force")[0] == 0
+
+
+def test_a_precision_said_outright_counts(cli):
+    cli("--seed", "1", "--precision", "float32")
+    assert cli("--seed", "1", "--skip-existing")[:2] == (0, [])
+    code, _, err = cli("--seed", "1", "--skip-existing", "--precision", "float16")
+    assert code == 1 and "precision" in err
+
+
+def test_a_manifest_that_cannot_be_written_is_told_before_anything_is_made(cli):
+    for place in ("nowhere/m.jsonl", "d"):
+        Path("d").mkdir(exist_ok=True)
+        code, out, err = cli("--seed", "1", "--manifest", place)
+        assert code in (1, 2) and out == [] and place in err and err.count("\n") == 1
+        assert not files(Path())
