@@ -285,8 +285,8 @@ def _variable(value: np.ndarray) -> Any:
     return value if value.ndim else value[()]  # 0-d variables come out of TensorFlow as numpy scalars
 
 
-def tensorflow(folder: Path, protocol: int = 4, old_numpy: bool = True, **settings: Any) -> bytes:
-    """(G, D, Gs)"""
+def tensorflow(folder: Path, protocol: int = 4, old_numpy: bool = True, changes: Any = (), **settings: Any) -> bytes:
+    """(G, D, Gs); changes: what is different in D's state."""
     config = json.loads((folder / "config.json").read_text())
     kwargs = {**config["static_kwargs"], "randomize_noise": True, "w_avg_beta": np.float32(0.995), **settings}
     variables = {k: _variable(v) for k, v in load_file(folder / "variables.safetensors").items()}
@@ -303,6 +303,8 @@ def tensorflow(folder: Path, protocol: int = 4, old_numpy: bool = True, **settin
             variables=list(load_file(folder / "disc_variables.safetensors").items()),
             build_module_src="", build_func_name="D_stylegan2",
         )  # fmt: skip
+    if critic:
+        critic.state |= dict(changes)
     return dumps((generator, critic, generator), protocol, old_numpy)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_writers as writers
+import fuzz_checkpoints
 import pytest
 from attacks import CANARY, code, containers, exhaustion, reader
-from conftest import ROOT, golden
+from conftest import ROOT
 
-SECONDS = 5.0  # for one file, on a slow machine
+SECONDS = 5.0  # of processor time, for one file
 
 
 def read_all(lines: list[str], folder: Path) -> list[dict]:
@@ -76,15 +77,18 @@ def test_what_is_refused_is_named(attack, sentence):
 
 
 def whole_files() -> dict[str, bytes]:
-    generator, tensorflow, rosinality = golden("sg2_skip"), golden("tf_sg2_skip"), golden("rosinality_tiny")
-    return {
-        "nvidia, protocol 3": writers.nvidia(generator, golden("disc_resnet"), 3, old_numpy=True),
-        "nvidia, protocol 4": writers.nvidia(generator, golden("disc_resnet"), 4),
-        "nvidia, stylegan3": writers.nvidia(golden("sg3_r"), None, 4),
-        "tensorflow": writers.tensorflow(tensorflow),
-        "rosinality, zip": writers.rosinality(rosinality, zipped=True),
-        "rosinality, no zip": writers.rosinality(rosinality, zipped=False),
-    }
+    formats = [
+        "nvidia 3",
+        "nvidia 4",
+        "with classes",
+        "stylegan3",
+        "tensorflow 4",
+        "tensorflow 5",
+        "stylegan1",
+        "zip",
+        "no zip",
+    ]
+    return dict(zip(formats, fuzz_checkpoints.seeds()[: len(formats)], strict=True))
 
 
 def test_files_cut_short_at_every_percent(tmp_path):
@@ -99,24 +103,30 @@ def test_files_cut_short_at_every_percent(tmp_path):
     assert_refused(results, names)
 
 
-def test_safetensors_cut_short_at_every_percent(tmp_path):
-    from safetensors.numpy import load_file
-
-    from tpdne_cli.checkpoints import safetensors, sniff
-
-    checkpoint = sniff.read(golden("rosinality_tiny") / "checkpoint_convert.pt")
-    path = tmp_path / "0.safetensors"
-    safetensors.write(path, checkpoint.arch, checkpoint.config, checkpoint.tensors, {})
-    assert load_file(path).keys() == checkpoint.tensors.keys()
-    results = read_all(["\t".join([str(path), *map(str, range(100))])], tmp_path)
-    assert_refused(results, {str(path): "safetensors"})
-
-
 def test_the_whole_files_themselves_are_read(tmp_path):
-    """Otherwise the tests above would pass for a reader that refuses everything."""
+    """Otherwise the test above would pass for a reader that refuses everything."""
     paths = []
     for i, data in enumerate(whole_files().values()):
         path = tmp_path / f"{i}.bin"
         path.write_bytes(data)
         paths.append(str(path))
     assert [result["error"] for result in read_all(paths, tmp_path)] == ["none"] * len(paths)
+
+
+def test_safetensors_cut_short_at_every_percent(tmp_path):
+    from tpdne_cli.checkpoints import safetensors, sniff
+
+    checkpoint = sniff.read_view(memoryview(whole_files()["zip"]))
+    path = tmp_path / "0.safetensors"
+    safetensors.write(path, checkpoint.arch, checkpoint.config, checkpoint.tensors, {})
+    assert sniff.read(path).tensors.keys() == checkpoint.tensors.keys()
+    results = read_all(["\t".join([str(path), *map(str, range(100))])], tmp_path)
+    assert len(results) == 100
+    assert_refused(results, {str(path): "safetensors"})
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the fuzzer's alarm needs a Unix")
+def test_a_little_fuzzing():
+    outcomes = fuzz_checkpoints.run(seconds=120, seed=0, count=1500)
+    assert sum(outcomes.values()) == 1500
+    assert {"read as stylegan1", "read as stylegan2", "read as stylegan3"} <= outcomes.keys()

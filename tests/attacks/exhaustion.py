@@ -16,6 +16,7 @@ from attacks.assembler import (
     EMPTY_TUPLE,
     MARK,
     MEMOIZE,
+    NEWOBJ,
     NONE,
     REDUCE,
     SETITEM,
@@ -41,7 +42,7 @@ from attacks.assembler import (
     tuple_of,
 )
 
-MANY = 200_000
+MANY = 100_000
 HUGE = 1 << 40
 
 
@@ -76,6 +77,38 @@ def colliding_keys() -> bytes:
     """Integers that all hash alike."""
     keys = b"".join(integer(i * (2**61 - 1)) + NONE for i in range(1, 100_000))
     return pickle(EMPTY_DICT, MARK, keys, SETITEMS)
+
+
+def modules_of_nothings() -> bytes:
+    """450 modules that share one dict of 100,000 parts which are not there."""
+    nothings = EMPTY_DICT + MARK + b"".join(text(f"n{i}") + NONE for i in range(100_000)) + SETITEMS + put(0)
+    parts = b"".join(text(f"m{i}") + module(_parameters=get(0)) for i in range(450))
+    return pickle(
+        EMPTY_DICT,
+        MARK,
+        text("x"),
+        nothings,
+        text("G_ema"),
+        module(_modules=EMPTY_DICT + MARK + parts + SETITEMS),
+        SETITEMS,
+    )
+
+
+def doubled(depth: int) -> bytes:
+    """A pair of two pairs of two pairs ...: to print it would take all memory there is."""
+    return EMPTY_TUPLE + (put(0) + get(0) + b"\x86") * depth
+
+
+def tensorflow(critic: bytes, **settings: bytes) -> bytes:
+    """(G, D, Gs) around a critic's state."""
+    new = name("dnnlib.tflib.network", "Network") + EMPTY_TUPLE + NEWOBJ
+    state = dict_of(variables=EMPTY_LIST, components=EMPTY_DICT, static_kwargs=dict_of(**settings))
+    return pickle(tuple_of(NONE, new + critic + BUILD, new + state + BUILD))
+
+
+def nested_networks() -> bytes:
+    new = name("dnnlib.tflib.network", "Network") + EMPTY_TUPLE + NEWOBJ
+    return pickle((new + EMPTY_DICT + b"U\x01a") * 40_000, NONE, (SETITEM + BUILD) * 40_000)
 
 
 def repeated(once: bytes, again: bytes, count: int = MANY) -> bytes:
@@ -150,6 +183,13 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "much in a module": lambda: network(
         module(_parameters=EMPTY_DICT + MARK + b"".join(text(f"n{i}") + NONE for i in range(100_000)) + SETITEMS)
     ),
+    "modules of nothings": modules_of_nothings,
+    "Networks in Networks": nested_networks,
+    "a setting that cannot be printed": lambda: tensorflow(
+        EMPTY_DICT, nonlinearity=doubled(60), label_size=doubled(60)
+    ),
+    "a doubled weight": lambda: weights(doubled(60)),
+    "a doubled class": lambda: network(module(x=doubled(60), _init_kwargs=doubled(60))),
     # floods
     "operations": lambda: pickle(NONE * 5_000_000),
     "sets": lambda: pickle(EMPTY_SET * 1_000_000),

@@ -25,25 +25,27 @@ from tpdne_cli.checkpoints.shapes import (
 from tpdne_cli.checkpoints.storage import Array, Tensor, new_dict
 from tpdne_cli.errors import CheckpointError
 
-MAX_MODULES = 5_000
-MAX_TENSORS = 20_000
+MAX_MODULES = 2_000  # StyleGAN2 at 1024 px has some 80
+MAX_PARTS = 500  # of one module
 MAX_DEPTH = 16
 
-# name in init_kwargs -> name in Config and what values are sane, where no tensor and no attribute tells (StyleGAN3)
+# StyleGAN3's settings that neither a tensor nor an attribute tells, and between what they can be
 SG3_NUMBERS = {
-    "img_resolution": ("resolution", 4, 4096),
-    "channel_base": ("channel_base", 1, 1 << 20),
-    "channel_max": ("channel_max", 1, 1 << 16),
-    "num_critical": ("num_critical", 0, 64),
-    "first_cutoff": ("first_cutoff", 1e-3, 4096.0),
-    "first_stopband": ("first_stopband", 1e-3, 4096.0),
-    "last_stopband_rel": ("last_stopband_rel", 1e-3, 64.0),
-    "margin_size": ("margin_size", 0, 256),
-    "filter_size": ("filter_size", 1, 64),
-    "lrelu_upsampling": ("lrelu_upsampling", 1, 8),
+    "channel_base": (1, 1 << 20),
+    "channel_max": (1, 1 << 16),
+    "num_critical": (0, 64),
+    "first_cutoff": (0.5, 4096.0),
+    "first_stopband": (0.5, 4096.0),
+    "last_stopband_rel": (0.5, 64.0),
+    "margin_size": (0, 256),
+    "filter_size": (1, 64),
+    "lrelu_upsampling": (1, 8),
 }
-SG3_TOLD = {"z_dim", "w_dim", "c_dim", "img_channels", "num_layers", "output_scale", "conv_kernel", "conv_clamp"}
-SG3_UNUSED = {"mapping_kwargs", "use_radial_filters", "magnitude_ema_beta", "num_fp16_res"}  # the third is training's
+SG3_TOLD = {
+    "img_resolution", "z_dim", "w_dim", "c_dim", "img_channels", "num_layers", "output_scale", "conv_kernel",
+    "conv_clamp", "use_radial_filters", "mapping_kwargs",
+}  # fmt: skip
+SG3_UNUSED = {"magnitude_ema_beta", "num_fp16_res"}  # training's, and a choice of those who run it
 
 
 class Module(Record):
@@ -83,8 +85,8 @@ class Network:
 def entries(state: dict[Any, Any], name: str) -> Iterator[tuple[str, Any]]:
     """The items of one of a module's dicts that are there, under names that are names."""
     items = state.get(name, {})
-    if type(items) is not dict:
-        raise CheckpointError(f"damaged: {name} of a module is no dict; {AGAIN}.")
+    if type(items) is not dict or len(items) > MAX_PARTS:
+        raise CheckpointError(f"damaged: {name} of a module is no dict, or a very long one; {AGAIN}.")
     for key, value in items.items():
         if type(key) is not str or not re.fullmatch(r"\w{1,64}", key, re.ASCII):
             raise CheckpointError(f"refused: a module with a part called {show(str(key))}; {AGAIN}.")
@@ -107,8 +109,6 @@ def flatten(root: Module) -> Network:
                     raise CheckpointError(f"damaged: {prefix}{name} is no tensor; {AGAIN}.")
                 if kind == "_parameters" or type(hidden) is not set or name not in hidden:
                     tensors[prefix + name] = value.array()
-                if len(tensors) > MAX_TENSORS:
-                    raise CheckpointError("refused: a network of more tensors than any generator has.")
         for name, child in entries(module.state, "_modules"):
             if not isinstance(child, Module):
                 raise CheckpointError(f"damaged: {prefix}{name} is no module; {AGAIN}.")
@@ -179,8 +179,8 @@ def check_layers(network: Network) -> tuple[float, float | None]:
 def stylegan3_config(network: Network) -> dict[str, Any]:
     """From the tensors and attributes; from init_kwargs only what neither tells."""
     tensors, attributes = network.tensors, network.attributes
-    names = [re.fullmatch(r"synthesis\.(L(\d+)_\d+_\d+)\.weight", name) for name in tensors]
-    layers = {int(match[2]): f"synthesis.{match[1]}" for match in names if match}
+    names = [re.fullmatch(r"(synthesis\.L(\d+)_(\d{1,4})_\d+)\.weight", name) for name in tensors]
+    layers = {int(match[2]): match[1] for match in names if match}
     if not 2 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
         raise CheckpointError(f"not a complete generator: its layers are numbered {sorted(layers)[:20]}; {AGAIN}.")
     first, last = layers[0], layers[len(layers) - 1]
@@ -189,6 +189,7 @@ def stylegan3_config(network: Network) -> dict[str, Any]:
     if config.pop("mapping_features") != config["w_dim"] or config.pop("embed_features") not in (None, config["w_dim"]):
         raise CheckpointError("not supported: a StyleGAN3 mapping network with hidden layers of another width.")
     config |= {
+        "resolution": int(last.split("_")[1]),
         "img_channels": shape_of(tensors, last + ".weight", 4)[0],
         "mapping_lr_multiplier": lr,
         "num_layers": len(layers) - 1,
@@ -202,10 +203,10 @@ def stylegan3_config(network: Network) -> dict[str, Any]:
         raise CheckpointError(f"not a complete generator: G_ema has no _init_kwargs; {AGAIN}.")
     for name, value in kwargs.items():
         if name in SG3_NUMBERS:
-            field, low, high = SG3_NUMBERS[name]
-            config[field] = finite(value, name)
-            if not low <= config[field] <= high or (type(low) is int and type(config[field]) is not int):
-                raise CheckpointError(f"refused: {name} is {config[field]}, and no generator's is.")
+            low, high = SG3_NUMBERS[name]
+            config[name] = finite(value, name)
+            if not low <= config[name] <= high or (type(low) is int and type(config[name]) is not int):
+                raise CheckpointError(f"refused: {name} is {config[name]}, and no generator's is.")
         elif name not in SG3_TOLD | SG3_UNUSED:
             raise CheckpointError(f"not supported: StyleGAN3 with the setting {show(str(name))}.")
     # The widest layer is the first; were it not the file's, a network built from this could be of any size.

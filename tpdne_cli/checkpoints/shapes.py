@@ -43,7 +43,7 @@ def resolutions(tensors: Tensors, prefix: str) -> list[int]:
     """The sizes of the blocks `prefix`b4, b8, ..., none left out."""
     matches = (re.match(re.escape(prefix) + r"b(\d{1,5})\.", name) for name in tensors)
     found = sorted({int(match[1]) for match in matches if match})
-    if not found or found[-1] > MAX_RESOLUTION or found != [4 << i for i in range(len(found))]:
+    if len(found) < 2 or found[-1] > MAX_RESOLUTION or found != [4 << i for i in range(len(found))]:
         raise CheckpointError(f"not a complete generator: its blocks are of the sizes {found[:16]}, not 4, 8, 16, ...")
     return found
 
@@ -124,7 +124,7 @@ def generator_config(tensors: Tensors, lr_multiplier: float, conv_clamp: float |
     torgb = f"synthesis.b{sizes[-1]}.torgb.weight"
     colours = shape_of(tensors, torgb, 4)[0]
     expect(tensors, torgb, colours, channels[-1], 1, 1)
-    branch = "skip" if len(sizes) > 1 and "synthesis.b4.torgb.weight" in tensors else "orig"
+    branch = "skip" if "synthesis.b4.torgb.weight" in tensors else "orig"
     return config | {
         "resolution": sizes[-1],
         "img_channels": colours,
@@ -160,7 +160,7 @@ def discriminator_config(tensors: Tensors, group_size: int | None, conv_clamp: f
     rgb = f"b{sizes[-1]}.fromrgb.weight"
     colours = shape_of(tensors, rgb, 4)[1]
     expect(tensors, rgb, channels[-1], colours, 1, 1)
-    branch = "skip" if len(sizes) > 1 and "b4.fromrgb.weight" in tensors else "orig"
+    branch = "skip" if "b4.fromrgb.weight" in tensors else "orig"
     return {
         "resolution": sizes[-1],
         "c_dim": classes,

@@ -45,19 +45,25 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 def read_view(view: memoryview) -> Checkpoint:
     """The same from bytes in memory, of any format but safetensors."""
-    tree = load_tree(view)
+    return read_tree(load_tree(view), len(view))
+
+
+def read_tree(tree: Any, size: int) -> Checkpoint:
+    """The generator in what a file of that many bytes describes."""
     with np.errstate(all="ignore"):  # whether the numbers are numbers is for those to say who use them
         checkpoint: Checkpoint = READERS[format_of(tree)].read(tree)
     arrays = [*checkpoint.tensors.values(), *(checkpoint.discriminator_tensors or {}).values()]
     if any(array.dtype.kind != "f" for array in arrays):
         raise CheckpointError(f"damaged: it has weights that are no floating-point numbers; {AGAIN}.")
-    if sum(array.nbytes for array in arrays) > 2 * len(view) + SLACK:  # one stored array under many names
+    if sum(array.nbytes for array in arrays) > 2 * size + SLACK:  # one stored array under many names
         raise CheckpointError(f"refused: its tensors are larger than the file; {AGAIN}.")
     return checkpoint
 
 
 def open_view(path: str | os.PathLike[str]) -> memoryview:
     """The file's bytes, paged in as they are looked at."""
+    if not Path(path).is_file():  # a pipe would never end
+        raise CheckpointError("cannot be read: it is no file.")
     try:
         with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:

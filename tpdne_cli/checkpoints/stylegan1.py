@@ -40,7 +40,7 @@ def read(variables: dict[str, Array], lr_multiplier: float) -> Checkpoint:
     """TensorFlow's variables by name -> Checkpoint."""
     if any(variables[name].size > 1 or np.any(variables[name]) for name in LODS if name in variables):
         raise CheckpointError("not supported: a StyleGAN1 whose training stopped before it had grown to full size.")
-    top = max(size for size in SIZES if size == 4 or f"synthesis/{size}x{size}/Conv1/weight" in variables)
+    top = max(size for size in SIZES if size == 8 or f"synthesis/{size}x{size}/Conv1/weight" in variables)
     tensors = rename(variables, table(top), IGNORED)
     config = config_of(tensors, top) | {"mapping_lr_multiplier": lr_multiplier}
     return Checkpoint("stylegan1", config, tensors, meta={"format": "tensorflow", **TRUNCATION})

@@ -199,7 +199,8 @@ def discriminator(network: Network) -> tuple[dict[str, Any], dict[str, Array]]:
     tensors = rename(variables, discriminator_table(), ignored="lod")
     add_filters(tensors, "", numbers_of(settings, "resample_kernel", [1, 3, 3, 1]))
     # StyleGAN2's own takes groups of 4 unless told otherwise, ADA's the whole batch
-    own = "stylegan2" in str(network.state.get("build_func_name"))
+    function = network.state.get("build_func_name")
+    own = type(function) is str and "stylegan2" in function
     group = settings.get("mbstd_group_size", 4 if own else None)
     if group is not None and (type(group) is not int or not 1 <= group <= 4096):
         raise CheckpointError(f"damaged: mbstd_group_size is no number of images; {AGAIN}.")
