@@ -18,6 +18,8 @@ COMMANDS = {
     "faces": ("faces", "Write photographs of people who were never born."),
     "cats": ("cats", "Write photographs of cats that do not exist."),
     "generate": ("generate", "Write images of any other generator: an installed name or a file."),
+    "serve": ("serve", "Show a page where every reload is somebody new."),
+    "inspect": ("inspect", "Tell how an image was made, and make it again to be sure."),
     "models": ("models", "List the installed generators and tell about them."),
     "train": ("train", "Train a generator of your own from a folder of images."),
 }

@@ -1,0 +1,150 @@
+"""Addresses -> what they ask for. Whatever is not exactly an address of ours is refused with a sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
+
+from tpdne_cli.errors import SeedError, SettingsError
+from tpdne_cli.images import FORMATS
+from tpdne_cli.interpolation import Path
+from tpdne_cli.sampler import Sampler, Settings
+from tpdne_cli.seeds import Seed, parse_seed
+from tpdne_cli.web.looks import STYLES, Look
+
+MAX_SEED_LENGTH = 256  # characters
+MAX_FRAMES = 600
+TRUNCATIONS = (-2.0, 2.0)
+PARAMETERS = ("size", "truncation", "class", "to", "frame", "frames", "mix", "styles")
+RANDOM = "random"  # in the place of a seed: a fresh one
+
+_DIRECTIONS = set(range(0x202A, 0x202F)) | set(range(0x2066, 0x206A))  # text that shows in another order than it is
+_FORBIDDEN = {"Cc", "Cs", "Co", "Zl", "Zp"}  # control, surrogates, private use, line and paragraph separators
+
+
+class Target(NamedTuple):
+    """A path below a model's name: the seed's text, and the image format or None for its page."""
+
+    seed: str
+    format: str | None
+
+
+def segments(scope: Mapping[str, Any]) -> list[str]:
+    """The parts of a request's path, each percent-decoded once, so that %2F is part of a seed and / is not.
+
+    Raises SeedError for what is not percent-encoded UTF-8.
+    """
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+    return [_decode(part) for part in raw.split(b"/")[1:]]
+
+
+def _decode(part: bytes) -> str:
+    if re.search(rb"%(?![0-9a-fA-F]{2})", part):
+        raise SeedError("The address holds a % that is none of percent-encoding: write it as %25.")
+    try:
+        return unquote_to_bytes(part).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SeedError("The address is not UTF-8 text: percent-encode it in UTF-8.") from None
+
+
+def target(text: str) -> Target:
+    """'bob.png' -> ('bob', 'png'); 'alice@example.com' -> (itself, None)."""
+    seed, dot, suffix = text.rpartition(".")
+    return Target(seed, suffix) if dot and seed and suffix in FORMATS else Target(text, None)
+
+
+def seed(text: str) -> Seed:
+    """A seed out of an address. Raises SeedError for what no address may hold; see the limits above."""
+    if len(text) > MAX_SEED_LENGTH:
+        raise SeedError(f"A seed in an address has at most {MAX_SEED_LENGTH} characters: hash a longer text.")
+    if any(part in (".", "..") for part in re.split(r"[/\\]", text)):
+        raise SeedError(
+            "A seed in an address holds no '.' or '..' between slashes: browsers and proxies take them out."
+        )
+    for char in text:
+        code = ord(char)
+        if unicodedata.category(char) in _FORBIDDEN or code in _DIRECTIONS or _is_noncharacter(code):
+            raise SeedError(f"A seed in an address holds no control characters: U+{code:04X} is one.")
+    return parse_seed(text)
+
+
+def _is_noncharacter(code: int) -> bool:
+    return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+
+
+def query(scope: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters of an image's address. Raises SettingsError for an unknown or repeated one: a typing error
+    would otherwise give another image than meant, and caches would keep it for a year."""
+    text: bytes = scope.get("query_string", b"")
+    if re.search(rb"%(?![0-9a-fA-F]{2})", text):
+        raise SettingsError("The query holds a % that is none of percent-encoding: write it as %25.")
+    try:
+        pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=len(PARAMETERS))
+    except (UnicodeDecodeError, ValueError):
+        raise SettingsError("The query is not percent-encoded UTF-8, or too long.") from None
+    given = dict(pairs)
+    if unknown := sorted(given.keys() - set(PARAMETERS)):
+        raise SettingsError(f"There is no parameter {unknown[0][:40]!r}: there are {', '.join(PARAMETERS)}.")
+    if len(given) < len(pairs):
+        raise SettingsError("A parameter is given twice: leave one of the two out.")
+    return given
+
+
+def size(given: Mapping[str, str], limit: int) -> int | None:
+    """The longest side in pixels, None: the model's own. Raises SettingsError."""
+    return _integer(given, "size", 1, limit)
+
+
+def look(model: str, first: Seed, given: Mapping[str, str], sampler: Sampler) -> Look:
+    """What seed and parameters show. Raises SeedError and SettingsError."""
+    classes = sampler.model.config.c_dim
+    settings = Settings(_number(given, "truncation", *TRUNCATIONS), class_index=_integer(given, "class", 0, 10**6))
+    if settings.class_index is not None and not classes:
+        raise SettingsError(f"{model} has no classes: leave the class out.")
+    settings = settings.check(sampler.model)
+    if "to" in given and "mix" in given:
+        raise SettingsError("An image is a frame of a walk (to) or a mix (mix), not both: leave one of the two out.")
+    if "to" in given:
+        return _frame(model, first, given, settings)
+    for name in ("frame", "frames"):
+        if name in given:
+            raise SettingsError(f"The parameter {name} belongs to a walk: say with 'to' where it leads.")
+    if "mix" in given:
+        chosen = given.get("styles", "coarse")
+        if chosen not in STYLES:
+            raise SettingsError(f"There are no styles {chosen[:40]!r}: choose one of {', '.join(STYLES)}.")
+        return Look(model, first, settings, mix=seed(given["mix"]), styles=chosen)
+    if "styles" in given:
+        raise SettingsError("The parameter styles belongs to a mix: say with 'mix' whose.")
+    return Look(model, first, settings)
+
+
+def _frame(model: str, first: Seed, given: Mapping[str, str], settings: Settings) -> Look:
+    frames = _integer(given, "frames", 2, MAX_FRAMES) or 25
+    frame = _integer(given, "frame", 0, frames - 1) or 0
+    walk = Path((first, seed(given["to"])), frames)
+    if frame == 0:  # the key itself, which needs no name of its own in the cache
+        return Look(model, first, settings)
+    return Look(model, first, settings, walk=walk, frame=frame)
+
+
+def _integer(given: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    if name not in given:
+        return None
+    if not re.fullmatch(r"[0-9]{1,7}", given[name]) or not least <= int(given[name]) <= most:
+        raise SettingsError(f"The {name} {given[name][:40]!r} is not a whole number from {least} to {most}.")
+    return int(given[name])
+
+
+def _number(given: Mapping[str, str], name: str, least: float, most: float) -> float | None:
+    if name not in given:
+        return None
+    text = given[name]
+    value = float(text) if re.fullmatch(r"-?[0-9]{1,3}(\.[0-9]{1,12})?", text) else math.nan
+    if not least <= value <= most:
+        raise SettingsError(f"The {name} {text[:40]!r} is not a number from {least:g} to {most:g}.")
+    return value

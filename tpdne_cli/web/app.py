@@ -1,0 +1,370 @@
+"""The routes: pages, images, JSON, and what operators ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tpdne_cli import __version__
+from tpdne_cli.errors import SeedError, SettingsError
+from tpdne_cli.images import FORMATS
+from tpdne_cli.sampler import Sampler
+from tpdne_cli.seeds import fresh
+from tpdne_cli.web import addresses, answers, pages
+from tpdne_cli.web.answers import FOREVER, FRESH, NEVER, as_json, problem
+from tpdne_cli.web.batching import QueueFullError
+from tpdne_cli.web.guard import Guard, Rules, kind
+from tpdne_cli.web.looks import Look
+from tpdne_cli.web.metrics import resident_bytes
+from tpdne_cli.web.openapi import document
+from tpdne_cli.web.ranking import Rankings
+from tpdne_cli.web.studio import Picture, Studio
+
+T = TypeVar("T")
+
+RESERVED = ("api", "static", "how", "healthz", "metrics", "openapi.json", "robots.txt")  # no model's name
+ROBOTS = "User-agent: *\nAllow: /$\nAllow: /how\nDisallow: /\n"  # its pages lead to ever more pages
+WALK_FRAMES = 25
+
+
+class NotThereError(Exception):
+    """No such page."""
+
+
+class GoneError(Exception):
+    """The client went away."""
+
+
+class Site:
+    """All handlers. The first of the studio's models is the one at /."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.default = next(iter(studio.names))
+        self.rankings = Rankings(studio)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.home),
+            Route("/how", self.how),
+            Route("/how/stages.webp", self.stages),
+            Route("/how/ranking", self.ranking),
+            Route("/static/{name}", self.static),
+            Route("/api/models", self.models),
+            Route("/api/{rest:path}", self.facts),
+            Route("/healthz", self.health),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/robots.txt", self.robots),
+            Route("/{rest:path}", self.below_a_model),
+        ]
+
+    async def home(self, request: Request) -> Response:
+        return await self.page(request, self.default, None)
+
+    async def below_a_model(self, request: Request) -> Response:
+        """/MODEL, /MODEL/SEED, /MODEL/SEED.FORMAT, and 'random' in place of SEED."""
+        parts = addresses.segments(request.scope)
+        if len(parts) == 2 and not parts[1]:
+            parts.pop()
+        if len(parts) > 2 or parts[0] not in self.studio.names:
+            raise NotThereError("There is nothing at this address; a slash that belongs to a seed is written %2F.")
+        if len(parts) == 1:
+            return await self.page(request, parts[0], None)
+        model, (seed, format) = parts[0], addresses.target(parts[1])
+        if seed == addresses.RANDOM:
+            return self.elsewhere(request, model, format)
+        if format is None:
+            return await self.page(request, model, seed)
+        return await self.image(request, model, seed, format)
+
+    def elsewhere(self, request: Request, model: str, format: str | None) -> Response:
+        """'random' is another one each time: a redirection to its permanent address."""
+        kind(request.scope, "random")
+        addresses.query(request.scope)
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(pages.address(model, fresh(1)[0], format) + query, 303, {"cache-control": NEVER})
+
+    async def image(self, request: Request, model: str, seed: str, format: str) -> Response:
+        kind(request.scope, "image")
+        given = addresses.query(request.scope)
+        sampler = await self.studio.sampler(model)
+        size = addresses.size(given, max(self.studio.limits.size, sampler.model.resolution))
+        if size == sampler.model.resolution:
+            size = None
+        picture = Picture(addresses.look(model, addresses.seed(seed), given, sampler), format, size)
+        entry = self.studio.cache.get(picture)
+        if "if-none-match" in request.headers:
+            etag = entry.etag if entry else self.studio.etag(picture)
+            if answers.matches(request, etag):
+                return answers.not_modified(etag, FOREVER)
+        if entry is None:
+            entry = await self.in_time(request, self.studio.picture(picture))
+        else:
+            self.studio.metrics.add("tpdne_cache_total", result="hit")
+        headers = {"etag": entry.etag, "cache-control": FOREVER, "cross-origin-resource-policy": "cross-origin"}
+        return Response(entry.data, 200, headers, media_type=FORMATS[format].mime)
+
+    async def page(self, request: Request, model: str, text: str | None) -> Response:
+        """Somebody new, or, with a seed's text, always the same."""
+        kind(request.scope, "page")
+        sampler = await self.studio.sampler(model)
+        seed = fresh(1)[0] if text is None else addresses.seed(text)
+        look = addresses.look(model, seed, {} if text is None else addresses.query(request.scope), sampler)
+        if look.walk is not None or look.mix is not None:
+            raise SettingsError("A page shows one seed: walks and mixes are images, such as .webp.")
+        noun, sentence = pages.subject(model)
+        said = pages.parameters(look.settings, sampler.model.truncation)
+        html = pages.render(
+            "look.html",
+            **self.frame(model),
+            robots="index, nofollow" if request.url.path == "/" else "noindex, nofollow",
+            seed=seed,
+            noun=noun,
+            sentence=sentence,
+            permanent=text is not None,
+            truncation=look.settings.truncation,
+            own_truncation=sampler.model.truncation,
+            class_index="" if look.settings.class_index is None else look.settings.class_index,
+            resolution=sampler.model.resolution,
+            image=pages.address(model, seed, "png", **said),
+            permalink=pages.address(model, seed, **said),
+            download=pages.address(model, seed, "png", **said),
+            filename=f"{model}-{seed}.png",
+            api="/api" + pages.address(model, seed, **said),
+        )
+        return answers.text(request, html, "text/html", NEVER if text is None else FRESH)
+
+    async def how(self, request: Request) -> Response:
+        kind(request.scope, "page")
+        model = self.default
+        sampler = await self.studio.sampler(model)
+        seeds = range(1, 5)
+        walk = [pages.address(model, 1, "webp")]
+        walk += [pages.address(model, 1, "webp", to=2, frame=k, frames=WALK_FRAMES) for k in range(1, WALK_FRAMES - 1)]
+        html = pages.render(
+            "how.html",
+            **self.frame("how"),
+            robots="index, nofollow",
+            noun=pages.subject(model)[0],
+            resolution=sampler.model.resolution,
+            seeds=seeds,
+            url=lambda seed, format=None, **given: pages.address(model, seed, format, **given),
+            walk=[*walk, pages.address(model, 2, "webp")],
+            stages="/how/stages.webp" if self.rankings.stages(model) else None,
+            ranking=self.rankings.possible(model),
+        )
+        return answers.text(request, html, "text/html", FRESH)
+
+    async def ranking(self, request: Request) -> Response:
+        """Which pictures the critic took for photographs, and which it did not; the page asks when it is shown."""
+        kind(request.scope, "api")
+        await self.studio.sampler(self.default)
+        ranking = await self.in_time(request, self.rankings.of(self.default))
+        if ranking is None:
+            raise NotThereError("This generator has no critic.")
+        return as_json(request, ranking)
+
+    async def stages(self, _request: Request) -> Response:
+        path = self.rankings.stages(self.default)
+        if path is None:
+            raise NotThereError("This generator's stages of training were not kept.")
+        return Response(
+            await asyncio.to_thread(path.read_bytes), headers={"cache-control": FRESH}, media_type="image/webp"
+        )
+
+    def frame(self, current: str) -> dict[str, Any]:
+        return {"models": list(self.studio.names), "current": current}
+
+    async def static(self, request: Request) -> Response:
+        kind(request.scope, "static")
+        for asset in pages.assets().values():
+            if asset.name == request.path_params["name"]:
+                return answers.text(request, asset.data, asset.media_type, FOREVER)
+        raise NotThereError("There is no such file.")
+
+    async def models(self, request: Request) -> Response:
+        kind(request.scope, "api")
+        for name in self.studio.names:
+            await self.studio.sampler(name)
+        return as_json(request, [self.studio.describe(name) for name in self.studio.names])
+
+    async def facts(self, request: Request) -> Response:
+        """/api/MODEL and /api/MODEL/SEED."""
+        kind(request.scope, "api")
+        parts = addresses.segments(request.scope)[1:]
+        if not 1 <= len(parts) <= 2 or parts[0] not in self.studio.names:
+            raise NotThereError("There is nothing at this address: /api/models lists the generators.")
+        sampler = await self.studio.sampler(parts[0])
+        if len(parts) == 1:
+            return as_json(request, self.studio.describe(parts[0]))
+        given = addresses.query(request.scope)
+        addresses.size(given, self.studio.limits.size)
+        if parts[1] == addresses.RANDOM:
+            return as_json(request, self.seed_facts(parts[0], str(fresh(1)[0]), given, sampler), NEVER)
+        return as_json(request, self.seed_facts(parts[0], parts[1], given, sampler))
+
+    def seed_facts(self, model: str, text: str, given: dict[str, str], sampler: Sampler) -> dict[str, Any]:
+        look = addresses.look(model, addresses.seed(text), given, sampler)
+        query = {name: value for name, value in given.items() if name != "size"}
+        sized = {**query, **({"size": given["size"]} if "size" in given else {})}
+        plain = look.walk is None and look.mix is None
+        return {
+            "model": model,
+            "seed": look.seed,
+            "synthetic": True,
+            "recipe": self.studio.recipe(look),
+            "page": pages.address(model, look.seed, **query) if plain else None,
+            "images": {format: pages.address(model, look.seed, format, **sized) for format in FORMATS},
+            "command": command(model, look, sampler) if plain else None,
+        }
+
+    async def health(self, request: Request) -> Response:
+        kind(request.scope, "health")
+        return Response('{"status": "ok"}', headers={"cache-control": NEVER}, media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        kind(request.scope, "metrics")
+        gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
+            ("tpdne_cache_bytes", ()): self.studio.cache.bytes,
+            ("tpdne_cache_images", ()): len(self.studio.cache.entries),
+            ("tpdne_waiting", ()): self.studio.waiting,
+            ("tpdne_resident_bytes", ()): resident_bytes(),
+            ("tpdne_info", (("version", __version__),)): 1,
+        }
+        body = self.studio.metrics.render(gauges)
+        return answers.text(request, body, "text/plain; version=0.0.4; charset=utf-8", NEVER)
+
+    async def openapi(self, request: Request) -> Response:
+        kind(request.scope, "api")
+        return as_json(request, document(list(self.studio.names), self.studio.limits.size))
+
+    async def robots(self, request: Request) -> Response:
+        return answers.text(request, ROBOTS, "text/plain", FRESH)
+
+    async def in_time(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """The result, unless time runs out or the client goes away; both give the place in the queue up.
+
+        Raises asyncio.TimeoutError, GoneError.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(departure(request.receive))
+        try:
+            await asyncio.wait({task, gone}, timeout=self.studio.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise GoneError if gone.done() else asyncio.TimeoutError
+        finally:
+            gone.cancel()
+            task.cancel()
+
+
+async def departure(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Returns when the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def command(model: str, look: Look, sampler: Sampler) -> str:
+    """What makes the same image on the command line."""
+    name = [model] if model in ("faces", "cats") else ["generate", str(sampler.model.name)]
+    psi, class_index = look.settings.truncation, look.settings.class_index
+    seed = str(look.seed)
+    words = ["tpdne", *name, *([f"--seed={seed}"] if seed.startswith("-") else ["--seed", seed])]
+    words += [] if psi == sampler.model.truncation else ["--truncation", f"{psi:g}"]
+    words += ["--class", str(class_index)] if class_index else []
+    return shlex.join(words)
+
+
+def refuse(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    """A sentence for people on pages, a problem document for programs."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return problem(status, sentence, headers)
+    titles = {404: "Nobody here", 400: "That is no address", 503: "One moment"}
+    models = list(request.app.state.studio.names)
+    title = titles.get(status, "That did not work")
+    html = pages.render("problem.html", models=models, current="", title=title, sentence=sentence)
+    return answers.text(request, html, "text/html", NEVER, status, headers)
+
+
+async def on_bad_request(request: Request, error: Exception) -> Response:
+    return refuse(request, 400, str(error))
+
+
+async def on_missing(request: Request, error: Exception) -> Response:
+    return refuse(request, 404, str(error))
+
+
+async def on_full(request: Request, error: Exception) -> Response:
+    assert isinstance(error, QueueFullError)
+    return refuse(request, 503, str(error), {"retry-after": str(error.seconds)})
+
+
+async def on_late(request: Request, _error: Exception) -> Response:
+    wait = request.app.state.studio.seconds_to_wait()
+    return refuse(request, 503, "The image was not ready in time.", {"retry-after": str(math.ceil(wait))})
+
+
+async def on_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the metrics do
+
+
+async def on_http(request: Request, error: Any) -> Response:
+    """What Starlette itself refuses: methods."""
+    sentence = "Only GET and HEAD are understood here." if error.status_code == 405 else str(error.detail)
+    return refuse(request, error.status_code, sentence, dict(error.headers or {}))
+
+
+def create(studio: Studio, rules: Rules) -> ASGIApp:
+    """The whole application. The default model is loaded when it starts; raises as models.load does."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        studio.start()
+        try:
+            yield
+        finally:
+            await studio.close()
+
+    site = Site(studio)
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        SeedError: on_bad_request,
+        SettingsError: on_bad_request,
+        NotThereError: on_missing,
+        QueueFullError: on_full,
+        asyncio.TimeoutError: on_late,
+        GoneError: on_gone,
+        405: on_http,
+        404: on_http,
+    }
+    app = Starlette(routes=site.routes(), exception_handlers=handlers, lifespan=lifespan)
+    app.state.studio = studio
+    app.router.redirect_slashes = False
+    return Guard(app, rules, studio.metrics)
+
+
+def served(names: list[str]) -> dict[str, str]:
+    """Names in addresses -> installed names or files. Raises SettingsError for a name that cannot be an address."""
+    from pathlib import Path
+
+    from tpdne_cli import models
+
+    found: dict[str, str] = {}
+    for given in names:
+        name = given if given in models.names() else Path(given).stem
+        if name in RESERVED or name in found:
+            why = "is an address of the server itself" if name in RESERVED else "is given twice"
+            raise SettingsError(f"The name {name!r} {why}: copy the file of {given} under another name.")
+        models.find(given)
+        found[name] = given
+    return found

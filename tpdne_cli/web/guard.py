@@ -1,0 +1,175 @@
+"""What every request passes through: who may ask, how often, how long an address may be; and what every answer says."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tpdne_cli.web.answers import problem
+from tpdne_cli.web.metrics import Metrics
+
+MAX_ADDRESS = 4096  # bytes of path and query
+BURST_SECONDS = 10  # of its rate that a client may use at once
+LEAST_BURST = 60.0  # a walk and the pages around it
+CLIENTS = 10_000  # remembered by the rate limit
+
+# Everything comes from here, nothing is inline, nobody may frame it.
+POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),  # an address may hold somebody's e-mail address
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+
+log = logging.getLogger("tpdne.web")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """hosts: names that this server answers to, beside localhost and plain addresses; '*': to all.
+
+    token: asked of everybody but /healthz. rate: requests a second that one client may send; None: any number.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    token: str | None = None
+    rate: float | None = None
+
+
+class Guard:
+    """The outermost layer: refuses before any work is done, counts, and lets no exception out."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics) -> None:
+        self.app, self.rules, self.metrics = app, rules, metrics
+        self.buckets = Buckets(rules.rate) if rules.rate else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        try:
+            await (self.refusal(scope) or self.app)(scope, receive, answer)
+        except Exception as error:
+            log.error("%s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+            if status:  # the answer has begun: breaking off is the only way to say that it is not whole
+                raise
+            await problem(500, "Something unforeseen happened; the server's log says what.")(scope, receive, answer)
+        kind = scope.get("tpdne.kind", "other")
+        self.metrics.add("tpdne_requests_total", kind=kind, status=str(status))
+        self.metrics.observe(time.perf_counter() - start, kind=kind)
+
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a request that goes no further."""
+        headers = scope["headers"]
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1:
+            return problem(400, "A request names exactly one Host.")
+        name = host_name(hosts[0].decode("latin-1"))
+        if not self.is_ours(name):
+            return problem(421, f"This server does not answer to the name {name[:100]!r}: --allow-host adds a name.")
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_ADDRESS:
+            return problem(414, f"The address is longer than {MAX_ADDRESS} bytes.")
+        if scope["path"] == "/healthz":
+            return None
+        if self.rules.token is not None and not knows(headers, self.rules.token):
+            challenge = 'Bearer realm="tpdne", Basic realm="tpdne", charset="UTF-8"'
+            return problem(401, "This server asks for a token.", {"www-authenticate": challenge})
+        if self.buckets is not None and not scope["path"].startswith("/static/"):
+            client = scope.get("client")
+            seconds = self.buckets.take(client[0] if client else "", time.monotonic())
+            if seconds:
+                return problem(429, "Too many requests from this address.", {"retry-after": str(math.ceil(seconds))})
+        return None
+
+    def is_ours(self, name: str) -> bool:
+        """A page that rebinds its own name to this address (DNS rebinding) still sends its own name here."""
+        if name == "localhost" or name.endswith(".localhost") or name in self.rules.hosts or "*" in self.rules.hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)  # nobody can rebind a number
+        except ValueError:
+            return False
+        return True
+
+
+def host_name(header: str) -> str:
+    """'Example.org:8000' -> 'example.org'; '[::1]:80' -> '::1'."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].rstrip(".").lower()
+
+
+def knows(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
+    """Whether a request carries the token: as Bearer, or as the password of Basic, which browsers can send."""
+    for name, value in headers:
+        if name != b"authorization":
+            continue
+        scheme, _, credentials = value.partition(b" ")
+        if scheme.lower() == b"basic":
+            try:
+                credentials = base64.b64decode(credentials, validate=True).partition(b":")[2]
+            except binascii.Error:
+                continue
+        elif scheme.lower() != b"bearer":
+            continue
+        if hmac.compare_digest(credentials.strip(), token.encode()):
+            return True
+    return False
+
+
+class Buckets:
+    """A token bucket per client: `rate` a second, saved up for bursts; addresses of one IPv6 network are one client."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.burst = rate, max(LEAST_BURST, BURST_SECONDS * rate)
+        self.levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> (level, when)
+
+    def take(self, client: str, now: float) -> float:
+        """0 where the request may pass, else the seconds until one may."""
+        key = client if ":" not in client else ":".join(_groups(client)[:4])
+        level, when = self.levels.pop(key, (self.burst, now))
+        level = min(self.burst, level + (now - when) * self.rate)
+        passes = level >= 1
+        self.levels[key] = (level - passes, now)
+        if len(self.levels) > CLIENTS:
+            self.levels.popitem(last=False)
+        return 0.0 if passes else (1 - level) / self.rate
+
+
+def _groups(address: str) -> list[str]:
+    try:
+        return ipaddress.IPv6Address(address.partition("%")[0]).exploded.split(":")
+    except ValueError:
+        return [address]
+
+
+def kind(scope: dict[str, Any] | Scope, name: str) -> None:
+    """Say what a request was, for the metrics."""
+    scope["tpdne.kind"] = name

@@ -1,0 +1,102 @@
+"""What an address shows, and the styles that the network needs to draw it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tpdne_cli.interpolation import METHODS, Path
+from tpdne_cli.sampler import Sample, Sampler, Settings
+from tpdne_cli.seeds import Seed
+
+if TYPE_CHECKING:
+    import torch
+
+# Layers of style by what they decide (Karras et al. 2019, section 3.1): 4-8 px, 16-32 px, and all finer ones.
+STYLES = {"coarse": slice(0, 4), "middle": slice(4, 8), "fine": slice(8, None)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image before it is encoded: a seed, a frame of a walk that begins there, or a mix with another's styles.
+
+    settings: as Settings.check returns them, so that equal images are equal keys.
+    """
+
+    model: str
+    seed: Seed
+    settings: Settings
+    walk: Path | None = None
+    frame: int = 0
+    mix: Seed | None = None
+    styles: str = "coarse"
+
+    @property
+    def seeds(self) -> tuple[Seed, ...]:
+        """All seeds that it is made from."""
+        if self.walk is not None:
+            return self.walk.seeds
+        return (self.seed,) if self.mix is None else (self.seed, self.mix)
+
+
+def draw(sampler: Sampler, looks: list[Look]) -> list[Sample]:
+    """The images of any looks of one model, made together; each the same bits as alone (on a CPU in float32)."""
+
+    def run(batch: list[Look]) -> list[Sample]:
+        pixels, seconds = sampler.render(batch, lambda looks: styles(sampler, looks), _no_noise)
+        return [
+            Sample(look.seed, image, recipe(sampler, look), seconds) for look, image in zip(batch, pixels, strict=True)
+        ]
+
+    return list(sampler.in_batches(looks, run))
+
+
+def styles(sampler: Sampler, looks: list[Look]) -> torch.Tensor:
+    """ws [N, num_ws, w_dim]. A seed that several looks share is mapped once."""
+    import torch
+
+    wanted: dict[Settings, dict[Seed, Any]] = {}
+    for look in looks:
+        wanted.setdefault(look.settings, {}).update(dict.fromkeys(look.seeds))
+    for settings, ws in wanted.items():
+        ws.update(zip(ws, _with(sampler, settings).map(list(ws)), strict=True))
+    return torch.stack([_blend(look, [wanted[look.settings][seed] for seed in look.seeds]) for look in looks])
+
+
+def _blend(look: Look, ws: list[torch.Tensor]) -> torch.Tensor:
+    """[num_ws, w_dim] of one look from those of its seeds."""
+    import numpy as np
+    import torch
+
+    if look.walk is not None:  # in float64, as interpolation.walk does
+        keys = torch.stack(ws).cpu().numpy().astype(np.float64)
+        point = METHODS[look.walk.method](keys, look.walk.loop)(*look.walk.place(look.frame))
+        return torch.from_numpy(point.astype(np.float32)).to(ws[0].device)
+    if look.mix is not None:
+        mixed = ws[0].clone()
+        mixed[STYLES[look.styles]] = ws[1][STYLES[look.styles]]
+        return mixed
+    return ws[0]
+
+
+def recipe(sampler: Sampler, look: Look) -> dict[str, Any]:
+    """All that names this image; for a plain seed exactly what `tpdne generate` writes."""
+    made = _with(sampler, look.settings).recipe(look.seed)
+    if look.walk is not None:
+        return {**made, "seed": list(look.walk.seeds), "latent": look.walk.describe(look.frame)}
+    if look.mix is not None:
+        return {**made, "seed": [look.seed, look.mix], "latent": {"kind": "mix", "styles": look.styles}}
+    return made
+
+
+def _with(sampler: Sampler, settings: Settings) -> Sampler:
+    """The same network with other settings; they are checked already."""
+    variant = copy.copy(sampler)
+    variant.settings = settings
+    return variant
+
+
+def _no_noise(_looks: Iterable[Look]) -> None:
+    raise AssertionError("the HTTP interface offers no random noise")

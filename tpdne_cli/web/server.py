@@ -1,0 +1,75 @@
+"""The server process: a socket, uvicorn on it, and a quiet end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+KEEP_ALIVE_SECONDS = 15
+SHUTDOWN_SECONDS = 10  # for requests in flight
+CONNECTIONS = 2048  # beyond this uvicorn itself answers 503
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family)
+    try:
+        if hasattr(socket, "SO_REUSEADDR") and not hasattr(
+            socket, "SO_EXCLUSIVEADDRUSE"
+        ):  # Windows means another thing
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/"
+
+
+def run(app: ASGIApp, bound: socket.socket, ready: Callable[[], None], behind_proxy: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C: requests in flight are finished, further ones refused.
+
+    Returns after SIGTERM; raises KeyboardInterrupt after Ctrl-C.
+    """
+    settings: dict[str, Any] = {
+        "lifespan": "on",
+        "log_config": None,
+        "log_level": "error",
+        "access_log": False,  # addresses may hold people's e-mail addresses
+        "server_header": False,
+        "proxy_headers": behind_proxy,
+        "forwarded_allow_ips": "127.0.0.1,::1",
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "limit_concurrency": CONNECTIONS,
+        "ws": "none",
+    }
+    # uvicorn raises the signal again when it has stopped: then it finds this handler, and the end is a quiet one.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        Server(uvicorn.Config(app, **settings), ready).run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, before)

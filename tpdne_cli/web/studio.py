@@ -1,0 +1,194 @@
+"""Looks in, encoded images out: models loaded once, requests batched, images cached, equal requests made once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import platform
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from tpdne_cli import models, pipeline
+from tpdne_cli.metadata import compact
+from tpdne_cli.sampler import Sample, Sampler
+from tpdne_cli.web.batching import Batcher
+from tpdne_cli.web.cache import Cache, Encoded
+from tpdne_cli.web.looks import Look, draw, recipe
+from tpdne_cli.web.metrics import Metrics
+
+BATCH_BEFORE_LOADING = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of what a server takes on. seconds: for one image; cache_bytes: of encoded images; size: in pixels."""
+
+    queue: int = 256
+    seconds: float = 30.0
+    deadline: float = 0.003
+    cache_bytes: int = 64 << 20
+    size: int = 1024
+
+
+class Picture(NamedTuple):
+    """An encoded image by name: what it shows, and how it is written."""
+
+    look: Look
+    format: str
+    size: int | None
+
+
+@dataclass
+class _Shared:
+    """Work that several requests wait for; it stops when the last of them goes away."""
+
+    task: asyncio.Task[Encoded]
+    waiting: int = field(default=0)
+
+
+class Studio:
+    """The generators of one process and everything between a request and its bytes.
+
+    names: installed names or files, by the name under which they are served.
+    """
+
+    def __init__(
+        self,
+        names: dict[str, str],
+        limits: Limits,
+        metrics: Metrics,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        self.names, self.limits, self.metrics = names, limits, metrics
+        self.placement = (device, precision, batch_size)
+        self.samplers: dict[str, Sampler] = {}
+        self.cache: Cache[Picture] = Cache(limits.cache_bytes)
+        self._batcher: Batcher[Look, Sample] = Batcher(
+            self._draw, lambda look: look.model, self._batch_size, limits.queue, limits.deadline
+        )
+        self._making: dict[Picture, _Shared] = {}
+        self._loading: dict[str, asyncio.Lock] = {}
+        self._encoders = ThreadPoolExecutor(pipeline.WORKERS, thread_name_prefix="encoder")
+
+    def start(self) -> None:
+        self._batcher.start()
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for the network."""
+        return len(self._batcher.waiting)
+
+    def seconds_to_wait(self) -> int:
+        return self._batcher.seconds_to_wait()
+
+    async def sampler(self, name: str) -> Sampler:
+        """The model's sampler, loaded by the first who asks. Raises as models.load does."""
+        if name not in self.samplers:
+            async with self._loading.setdefault(name, asyncio.Lock()):
+                if name not in self.samplers:
+                    self.samplers[name] = await asyncio.to_thread(self.load, name)
+        return self.samplers[name]
+
+    def load(self, name: str) -> Sampler:
+        device, precision, batch_size = self.placement
+        return Sampler(models.load(self.names[name]), None, device, precision, batch_size)
+
+    def recipe(self, look: Look) -> dict[str, Any]:
+        return recipe(self.samplers[look.model], look)
+
+    async def sample(self, look: Look) -> Sample:
+        """The pixels of a look. Raises QueueFullError."""
+        return await self._batcher(look)
+
+    def etag(self, picture: Picture) -> str:
+        """Of a picture, whether made or not: of all that decides its bytes.
+
+        Strong on a CPU in float32, where the same recipe gives the same bytes; weak elsewhere.
+        """
+        sampler = self.samplers[picture.look.model]
+        made = recipe(sampler, picture.look)
+        decides = {**made, "format": picture.format, "size": picture.size, "here": _platform()}
+        exact = made["device"] == "cpu" and made["precision"] == "float32"
+        return f'{"" if exact else "W/"}"{hashlib.sha256(compact(decides).encode()).hexdigest()[:32]}"'
+
+    async def picture(self, picture: Picture) -> Encoded:
+        """The bytes of a picture: from the cache, from a request that makes it already, or made now.
+
+        The model is loaded already. Raises QueueFullError.
+        """
+        known = self.cache.get(picture)
+        self.metrics.add("tpdne_cache_total", result="miss" if known is None else "hit")
+        if known is not None:
+            return known
+        shared = self._making.get(picture)
+        if shared is None:
+            shared = self._making[picture] = _Shared(_task(self._make(picture)))
+            shared.task.add_done_callback(lambda task: self._forget(picture, task))
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting and not shared.task.done():
+                self._forget(picture, shared.task)
+                shared.task.cancel()
+
+    def _forget(self, picture: Picture, task: asyncio.Task[Encoded]) -> None:
+        if picture in self._making and self._making[picture].task is task:
+            del self._making[picture]
+
+    async def _make(self, picture: Picture) -> Encoded:
+        sample = await self.sample(picture.look)
+        encoding = pipeline.Encoding(picture.format, size=picture.size)
+        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encoding, sample)
+        entry = Encoded(data, self.etag(picture))
+        self.cache.put(picture, entry)
+        return entry
+
+    def _draw(self, looks: list[Look]) -> list[Sample]:
+        """On the network's thread."""
+        samples = draw(self.samplers[looks[0].model], looks)
+        self.metrics.add("tpdne_batches_total", model=looks[0].model)
+        self.metrics.add("tpdne_images_total", len(looks), model=looks[0].model)
+        self.metrics.add("tpdne_network_seconds_total", sum(s.seconds for s in samples), model=looks[0].model)
+        return samples
+
+    def _batch_size(self, name: str) -> int:
+        sampler = self.samplers.get(name)
+        return BATCH_BEFORE_LOADING if sampler is None else sampler.batch_size
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What is known of a loaded model."""
+        model = self.samplers[name].model
+        known: dict[str, Any] = {
+            key: model.info[key] for key in ("images_seen", "licence", "data") if key in model.info
+        }
+        return {
+            "name": name,
+            "arch": model.arch,
+            "resolution": model.resolution,
+            "truncation": model.truncation,
+            "classes": model.config.c_dim,
+            "weights": model.sha256,
+            **known,
+        }
+
+
+def _task(work: Coroutine[Any, Any, Encoded]) -> asyncio.Task[Encoded]:
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())  # whoever asked may have left: nothing to warn of
+    return task
+
+
+def _platform() -> list[str]:
+    """What, beside the recipe, an image's bytes may depend on."""
+    return [platform.machine(), version("torch"), version("pillow"), version("numpy")]
