@@ -34,6 +34,7 @@ Verdict = Literal[
     "recompressed",  # the picture of its recipe, saved again with loss, or retouched too lightly to tell from that
     "changed",  # not the picture of its recipe: edited, or another picture under a borrowed recipe
     "other pixels",  # untouched, but its recipe gives other pixels here
+    "unverifiable",  # bears a recipe that cannot be made again here
     "foreign",  # says that a model made it, but not that tpdne did
     "unmarked",  # says nothing
 ]
@@ -102,6 +103,13 @@ def verify(
         verdict = "recompressed" if _looks_recompressed(pixels, again) else "changed"
     mean = round(float(difference.mean()), 4)
     return _with_sentence(replace(report, verdict=verdict, max_difference=worst, mean_difference=mean), marks)
+
+
+def unverifiable(path: str | os.PathLike[str], reason: object) -> Report:
+    """`inspect`, for an image whose recipe cannot be made again for a reason, a sentence."""
+    report = inspect(path)
+    sentence = f"{report.sentence} It cannot be made again here: {reason}"
+    return replace(report, verdict="unverifiable", sentence=sentence)
 
 
 def _examine(path: str | os.PathLike[str], pixels: Pixels, marks: metadata.Marks) -> Report:
