@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tpdne_cli.networks.filtered import CHANNELS, FilteredLrelu, filtered_lrelu, lowpass
 from tpdne_cli.networks.ops import SQRT2, FullyConnected, MappingNetwork, conv2d, linear
+from tpdne_cli.networks.winograd import LEAST_CHANNELS, Winograd
 
 Noise = str | Callable[[int, int], Tensor]
 
@@ -207,7 +208,7 @@ class SynthesisInput(nn.Module):
 class Prepared:
     """What generation on a CPU needs of a layer; channels are padded to multiples of 16, with zeros."""
 
-    weight: Tensor  # [O', I', k, k]
+    weight: Tensor | Winograd  # [O', I', k, k]
     squares: Tensor  # [O, I], sums over the kernel
     bias: Tensor  # [O']
     padding: int  # of the convolution
@@ -249,7 +250,7 @@ class SynthesisLayer(nn.Module):
         g, weight = self.geometry, self.normal_weight().detach()
         squares = weight.square().sum([2, 3])
         more_in, more_out = -g.in_channels % CHANNELS, 0 if g.is_torgb else -g.out_channels % CHANNELS
-        weight = F.pad(weight, [0, 0, 0, 0, 0, more_in, 0, more_out]).contiguous(memory_format=torch.channels_last)
+        weight = F.pad(weight, [0, 0, 0, 0, 0, more_in, 0, more_out])
         bias, crop, filtered = F.pad(self.bias.detach(), [0, more_out]), 0, None
         if g.is_separable_resampling and weight.device.type == "cpu":
             assert self.up_filter is not None and self.down_filter is not None
@@ -259,7 +260,9 @@ class SynthesisLayer(nn.Module):
                 self.up_filter, self.down_filter, g.up, g.down, g.padding[0] + crop * g.up, g.conv_size - 2 * crop,
                 g.out_size, self.conv_clamp,
             )  # fmt: skip
-        self.prepared = Prepared(weight, squares, bias, g.kernel - 1 - crop, filtered)
+        wide = g.kernel == 3 and min(weight.shape[:2]) >= LEAST_CHANNELS and filtered is not None
+        shared = Winograd(weight) if wide else weight.contiguous(memory_format=torch.channels_last)
+        self.prepared = Prepared(shared, squares, bias, g.kernel - 1 - crop, filtered)
 
     def modulation(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
         """Factors of the input channels [N, I] and of the output channels [N, O], on both sides of shared weights."""
@@ -288,7 +291,7 @@ class SynthesisLayer(nn.Module):
         """
         assert self.prepared is not None
         p = self.prepared
-        x = conv2d(x, p.weight, padding=p.padding)
+        x = p.weight(x, p.padding) if isinstance(p.weight, Winograd) else conv2d(x, p.weight, padding=p.padding)
         if p.filtered is not None:
             assert demod is not None and isinstance(out_scale, Tensor)
             return p.filtered(x, demod, p.bias, out_scale)
