@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from tpdne_cli.errors import DeviceError
@@ -36,7 +37,7 @@ def choose(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if cuda_problem() is None else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -53,15 +54,38 @@ def choose(name: str) -> torch.device:
 
 
 def _check_cuda(device: torch.device) -> None:
+    """Raises DeviceError, in one sentence, for each way in which a GPU can fail to be there."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError("This build of torch has no CUDA support: install one that has, or use --device cpu.")
-    if not torch.cuda.is_available():
-        raise DeviceError("No usable CUDA device: check the driver with nvidia-smi, or use --device cpu.")
+    if reason := cuda_problem():
+        raise DeviceError(f"CUDA cannot be used ({reason}): check nvidia-smi, or use --device cpu.")
     if device.index is not None and device.index >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise DeviceError(f"There is no {device}: this machine has {count} CUDA device(s), from cuda:0 on.")
+    try:  # a GPU that is there may be too old for this build, broken, full, or another process's alone
+        torch.zeros(1, device=device).add(1).item()
+    except RuntimeError as error:
+        raise DeviceError(f"{device} cannot be used ({first_line(error)}): use another, or --device cpu.") from None
+
+
+@functools.cache
+def cuda_problem() -> str | None:
+    """Why CUDA is not available, where torch tells (an old driver, no device); None where it is."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:  # torch says what is wrong in a warning of several lines
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    return first_line(told[0].message) if told else "no device was found"
+
+
+def first_line(error: object) -> str:
+    """What an exception or a warning of torch says first, short enough for a sentence."""
+    text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -100,17 +124,27 @@ def batch_size(device: torch.device, resolution: int) -> int:
 
 
 def place(generator: Any, device: torch.device, precision: torch.dtype) -> Any:
-    """The generator on a device with its convolutions in a precision; the same object where it is there already."""
+    """The generator on a device with its convolutions in a precision; the same object where it is there already.
+
+    Raises DeviceError where the device has no room for it.
+    """
     import copy
 
     import torch
 
     if device.type != "cpu" or precision != torch.float32:
-        generator = copy.deepcopy(generator).to(device)
-        generator.synthesis.set_precision(precision)
-        from tpdne_cli.networks.ops import prepare
+        try:
+            generator = copy.deepcopy(generator).to(device)
+            generator.synthesis.set_precision(precision)
+            from tpdne_cli.networks.ops import prepare
 
-        prepare(generator)  # what was folded lies on the old device
+            prepare(generator)  # what was folded lies on the old device
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"There is not enough memory for the network on {device}: free some, or use another --device."
+            ) from None
     return generator
 
 
@@ -120,7 +154,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    signs = ("can't allocate memory", "out of memory", "could not create a primitive")
+    signs = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "bad_alloc",
+        "alloc_failed",
+        "create a primitive",
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
+from tpdne_cli import devices
 from tpdne_cli.errors import DeviceError
 from tpdne_cli.models import Model
 from tpdne_cli.pipeline import in_order
@@ -52,8 +53,10 @@ def assemble(
     batch_size: int | None = None,
 ) -> Sampler | Fleet:
     """A Sampler, or a Fleet where `device` names several: 'cuda:0,cuda:1'. Raises as Sampler does."""
-    names = device.split(",")
+    names = [name.strip() for name in device.split(",")]
     if "" in names:
         raise DeviceError(f"{device!r} is not a list of devices: write them as cuda:0,cuda:1.")
-    samplers = [Sampler(model, settings, name.strip(), precision, batch_size) for name in names]
+    for name in names:  # all of them are there, before the network is copied to the first
+        devices.choose(name)
+    samplers = [Sampler(model, settings, name, precision, batch_size) for name in names]
     return samplers[0] if len(samplers) == 1 else Fleet(samplers)
