@@ -14,10 +14,12 @@ from tpdne_cli.images import FORMATS
 from tpdne_cli.interpolation import Path
 from tpdne_cli.sampler import Sampler, Settings
 from tpdne_cli.seeds import Seed, parse_seed
-from tpdne_cli.web.looks import STYLES, Look
+from tpdne_cli.styles import parse_styles
+from tpdne_cli.web.looks import Look
 
 MAX_SEED_LENGTH = 256  # characters
 MAX_FRAMES = 600
+MAX_STYLES = 40  # characters
 TRUNCATIONS = (-2.0, 2.0)
 PARAMETERS = ("size", "truncation", "class", "to", "frame", "frames", "mix", "styles")
 RANDOM = "random"  # in the place of a seed: a fresh one
@@ -114,9 +116,8 @@ def look(model: str, first: Seed, given: Mapping[str, str], sampler: Sampler) ->
         if name in given:
             raise SettingsError(f"The parameter {name} belongs to a walk: say with 'to' where it leads.")
     if "mix" in given:
-        chosen = given.get("styles", "coarse")
-        if chosen not in STYLES:
-            raise SettingsError(f"There are no styles {chosen[:40]!r}: choose one of {', '.join(STYLES)}.")
+        chosen = given.get("styles", "coarse")[:MAX_STYLES]
+        parse_styles(chosen, sampler.generator.num_ws, model)
         return Look(model, first, settings, mix=seed(given["mix"]), styles=chosen)
     if "styles" in given:
         raise SettingsError("The parameter styles belongs to a mix: say with 'mix' whose.")

@@ -20,6 +20,7 @@ from tpdne_cli.errors import SeedError, SettingsError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.seeds import fresh
+from tpdne_cli.styles import NAMED
 from tpdne_cli.web import addresses, answers, pages
 from tpdne_cli.web.answers import FOREVER, FRESH, NEVER, as_json, problem
 from tpdne_cli.web.batching import QueueFullError
@@ -159,6 +160,7 @@ class Site:
             noun=pages.subject(model)[0],
             resolution=sampler.model.resolution,
             seeds=seeds,
+            has_fine=sampler.generator.num_ws > NAMED["fine"][0],
             url=lambda seed, format=None, **given: pages.address(model, seed, format, **given),
             walk=[*walk, pages.address(model, 2, "webp")],
             stages="/how/stages.webp" if self.rankings.stages(model) else None,
@@ -320,9 +322,16 @@ async def on_gone(_request: Request, _error: Exception) -> Response:
 
 
 async def on_http(request: Request, error: Any) -> Response:
-    """What Starlette itself refuses: methods."""
-    sentence = "Only GET and HEAD are understood here." if error.status_code == 405 else str(error.detail)
+    """What Starlette itself refuses."""
+    sentence = (
+        "Only GET and HEAD are understood here." if error.status_code == 405 else "There is nothing at this address."
+    )
     return refuse(request, error.status_code, sentence, dict(error.headers or {}))
+
+
+async def on_error(request: Request, _error: Exception) -> Response:
+    """Raised again behind this answer, for the guard to log."""
+    return refuse(request, 500, "Something unforeseen happened; the server's log says what.")
 
 
 def create(studio: Studio, rules: Rules) -> ASGIApp:
@@ -346,6 +355,7 @@ def create(studio: Studio, rules: Rules) -> ASGIApp:
         GoneError: on_gone,
         405: on_http,
         404: on_http,
+        Exception: on_error,
     }
     app = Starlette(routes=site.routes(), exception_handlers=handlers, lifespan=lifespan)
     app.state.studio = studio

@@ -65,22 +65,23 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, complete = time.perf_counter(), 0, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
+            else:
+                complete = not message.get("more_body", False)
             await send(message)
 
         try:
             await (self.refusal(scope) or self.app)(scope, receive, answer)
         except Exception as error:
             log.error("%s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
-            if status:  # the answer has begun: breaking off is the only way to say that it is not whole
+            if not complete:  # breaking off is the only way to say that an answer is not whole
                 raise
-            await problem(500, "Something unforeseen happened; the server's log says what.")(scope, receive, answer)
         kind = scope.get("tpdne.kind", "other")
         self.metrics.add("tpdne_requests_total", kind=kind, status=str(status))
         self.metrics.observe(time.perf_counter() - start, kind=kind)

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 from tpdne_cli.interpolation import METHODS, Path
 from tpdne_cli.sampler import Sample, Sampler, Settings
 from tpdne_cli.seeds import Seed
+from tpdne_cli.styles import Mixer, Mixture, parse_styles
 
 if TYPE_CHECKING:
     import torch
 
-# Layers of style by what they decide (Karras et al. 2019, section 3.1): 4-8 px, 16-32 px, and all finer ones.
-STYLES = {"coarse": slice(0, 4), "middle": slice(4, 8), "fine": slice(8, None)}
-
 
 @dataclass(frozen=True)
 class Look:
-    """One image before it is encoded: a seed, a frame of a walk that begins there, or a mix with another's styles.
+    """One image before it is encoded: a seed, a frame of a walk that begins there, or a mixture with another's styles.
 
     settings: as Settings.check returns them, so that equal images are equal keys.
     """
@@ -30,7 +28,7 @@ class Look:
     settings: Settings
     walk: Path | None = None
     frame: int = 0
-    mix: Seed | None = None
+    mix: Seed | None = None  # whose layers `styles` it has
     styles: str = "coarse"
 
     @property
@@ -75,20 +73,21 @@ def _blend(look: Look, ws: list[torch.Tensor]) -> torch.Tensor:
         point = METHODS[look.walk.method](keys, look.walk.loop)(*look.walk.place(look.frame))
         return torch.from_numpy(point.astype(np.float32)).to(ws[0].device)
     if look.mix is not None:
+        layers = parse_styles(look.styles, len(ws[0]))
         mixed = ws[0].clone()
-        mixed[STYLES[look.styles]] = ws[1][STYLES[look.styles]]
+        mixed[layers] = ws[1][layers]
         return mixed
     return ws[0]
 
 
 def recipe(sampler: Sampler, look: Look) -> dict[str, Any]:
     """All that names this image; for a plain seed exactly what `tpdne generate` writes."""
-    made = _with(sampler, look.settings).recipe(look.seed)
+    same = _with(sampler, look.settings)
     if look.walk is not None:
-        return {**made, "seed": list(look.walk.seeds), "latent": look.walk.describe(look.frame)}
+        return {**same.recipe(look.seed), "seed": list(look.walk.seeds), "latent": look.walk.describe(look.frame)}
     if look.mix is not None:
-        return {**made, "seed": [look.seed, look.mix], "latent": {"kind": "mix", "styles": look.styles}}
-    return made
+        return Mixer(same, look.styles).recipe(Mixture(look.mix, look.seed))
+    return same.recipe(look.seed)
 
 
 def _with(sampler: Sampler, settings: Settings) -> Sampler:

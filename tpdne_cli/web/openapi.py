@@ -7,7 +7,6 @@ from typing import Any
 from tpdne_cli import __version__
 from tpdne_cli.images import FORMATS
 from tpdne_cli.web.addresses import MAX_FRAMES, MAX_SEED_LENGTH, TRUNCATIONS
-from tpdne_cli.web.looks import STYLES
 
 
 def document(models: list[str], max_size: int) -> dict[str, Any]:
@@ -78,7 +77,9 @@ def _queries(max_size: int) -> list[dict[str, Any]]:
             "frames", {**whole, "minimum": 2, "maximum": MAX_FRAMES}, "How many frames the walk has, both ends counted."
         ),
         _query("mix", text, "A seed: the image has some of its styles."),
-        _query("styles", {"type": "string", "enum": list(STYLES)}, "Which ones the mix takes."),
+        _query(
+            "styles", {"type": "string", "pattern": "^(coarse|middle|fine|[0-9]{1,2}(-[0-9]{1,2})?)$"}, "Which ones."
+        ),
     ]
 
 
