@@ -6,7 +6,6 @@ import asyncio
 import base64
 import gzip
 import json
-import os
 import re
 import signal
 import socket
@@ -22,6 +21,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import ENVIRONMENT, serving
 
 pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
@@ -29,8 +29,7 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 from tpdne_cli import images, metadata, models
 from tpdne_cli.cli import run
 from tpdne_cli.errors import SettingsError
-from tpdne_cli.interpolation import Path as Walk
-from tpdne_cli.interpolation import walk
+from tpdne_cli.interpolation import interpolate
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.styles import Mixer, Mixture
 from tpdne_cli.web import app as web
@@ -154,7 +153,7 @@ def test_an_address_gives_the_very_file_that_the_command_writes(ask, tiny_model,
 
 
 def test_frames_of_a_walk_are_those_of_the_library(ask, sampler):
-    frames = list(walk(sampler, Walk((1, "bob"), 5)))
+    frames = list(interpolate(sampler.model, (1, "bob"), 5, device="cpu"))
 
     async def story(client):
         return [await client(f"/tiny/1.png?to=bob&frames=5&frame={k}") for k in range(5)] + [
@@ -693,27 +692,15 @@ def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
     code = (
         "import sys; sys.modules['starlette'] = None; sys.argv[1:] = ['serve']; from tpdne_cli.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
     assert "pip install" in done.stderr and "serve" in done.stderr and done.stderr.count("\n") == 1
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 @pytest.fixture
 def server(tiny_model):
-    """The command itself, in a process of its own: (process, port)."""
-    code = "from tpdne_cli.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(tiny_model), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    try:
-        ready = json.loads(process.stdout.readline())
-        yield process, int(ready["url"].rstrip("/").rpartition(":")[2])
-    finally:
-        process.kill()
-        process.communicate()
+    with serving(str(tiny_model)) as running:
+        yield running
 
 
 def exchange(port: int, data: bytes, wait: float = 20.0) -> bytes:
