@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -155,7 +156,8 @@ def _reporter(output: Output) -> Callable[[Progress], None]:
 
     def report(p: Progress) -> None:
         nonlocal said
-        state = f"{p.resolution} px, G {p.generator_loss:.2f}, D {p.discriminator_loss:.2f}, r_t {p.r_t:.2f}"
+        g_loss = "waits" if math.isnan(p.generator_loss) else f"{p.generator_loss:.2f}"  # while the critic catches up
+        state = f"{p.resolution} px, G {g_loss}, D {p.discriminator_loss:.2f}, r_t {p.r_t:.2f}"
         if p.augment_p:
             state += f", p {p.augment_p:.2f}"
         if output.bar is not None and not output.bar.disable:
