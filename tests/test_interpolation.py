@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tpdne_cli import models
 from tpdne_cli.errors import SeedError, SettingsError
-from tpdne_cli.interpolation import EASINGS, METHODS, Path, interpolate, linear, slerp, spline, walk
+from tpdne_cli.interpolation import EASINGS, METHODS, Path, Walker, interpolate, linear, slerp, spline
 from tpdne_cli.sampler import Sampler, Settings
 
 KEYS = (5, "alice@example.com", 7, 4294967295)
@@ -110,7 +110,7 @@ def test_key_frames_are_the_images_of_the_seeds(model, method, space, noise):
         alone = {sample.seed: sample.pixels for sample in sampler(KEYS)}
         for loop in (False, True):
             path = Path(KEYS, 11, loop, method, space)
-            frames = list(walk(sampler, path))
+            frames = list(Walker(sampler, path)())
             assert len(frames) == 11
             for seed, frame in zip(KEYS, path.key_frames, strict=True):
                 assert np.array_equal(frames[frame].pixels, alone[seed]), f"{seed} at frame {frame}, loop: {loop}"
@@ -122,11 +122,11 @@ def test_key_frames_are_the_images_of_the_seeds(model, method, space, noise):
 @pytest.mark.parametrize(("method", "space"), WAYS)
 def test_a_frame_is_the_same_in_every_batch_and_alone(model, method, space):
     path = Path(KEYS, 10, True, method, space, "in-out")
-    together = [sample.pixels for sample in walk(Sampler(model, batch_size=8), path)]
+    together = [sample.pixels for sample in Walker(Sampler(model, batch_size=8), path)()]
     for size in (1, 3):
-        again = [sample.pixels for sample in walk(Sampler(model, Settings(noise="const"), batch_size=size), path)]
+        again = [sample.pixels for sample in Walker(Sampler(model, batch_size=size), path)()]
         assert all(map(np.array_equal, together, again)), f"batch size {size}"
-    alone = next(walk(Sampler(model), path, [7]))
+    alone = next(Walker(Sampler(model), path)([7]))
     assert np.array_equal(alone.pixels, together[7]) and alone.recipe["latent"]["frame"] == 7
 
 
@@ -140,7 +140,7 @@ def test_random_noise_is_the_same_in_every_batch_and_keeps_its_strength(model):
     assert np.allclose([image.std() for image in alone], 1, atol=0.05)
     path = Path((1, 2), 6, True)
     sampler = Sampler(model, Settings(noise="random"))
-    walks = [[s.pixels for s in walk(Sampler(model, sampler.settings, batch_size=n), path)] for n in (2, 6)]
+    walks = [[s.pixels for s in Walker(Sampler(model, sampler.settings, batch_size=n), path)()] for n in (2, 6)]
     assert all(map(np.array_equal, *walks))
 
 

@@ -177,39 +177,50 @@ def slopes(keys: Array) -> Array:
 METHODS: Mapping[str, Callable[[Array, bool], Curve]] = {"spline": spline, "linear": linear, "slerp": slerp}
 
 
-def walk(sampler: Sampler, path: Path, frames: Iterable[int] | None = None) -> Iterator[Sample]:
-    """One Sample per frame of the path, or of the given frames, in order, made as they are asked for.
+class Walker:
+    """Makes the images along a path.
 
-    A Sample's seed is the key where it is or that it has left last. With random noise, that of each key changes into
-    that of the next one as it would rotate, so that its strength stays the same; in a loop it returns.
+    With random noise, that of each key changes into that of the next one as it would rotate, so that its strength
+    stays the same; in a loop it returns.
     """
-    import torch
 
-    closed = len(path.seeds)
-    in_z = path.space == "z"
-    keys = latents(path.seeds, sampler.model.config.z_dim) if in_z else mapped(sampler, path.seeds).astype(np.float64)
-    curve = METHODS[path.method](keys, path.loop)
-    recipe = {**sampler.recipe(path.seeds[0]), "seed": list(path.seeds)}
+    def __init__(self, sampler: Sampler, path: Path) -> None:
+        self.sampler, self.path = sampler, path
+        if path.space == "z":
+            keys = latents(path.seeds, sampler.model.config.z_dim)
+        else:
+            keys = mapped(sampler, path.seeds).astype(np.float64)
+        self.curve = METHODS[path.method](keys, path.loop)
 
-    def map(batch: list[int]) -> torch.Tensor:
-        points = np.stack([curve(*path.place(frame)) for frame in batch])
-        if in_z:
-            return sampler.map_latents(points)
-        return torch.from_numpy(points.astype(np.float32)).to(sampler.device)
+    def __call__(self, frames: Iterable[int] | None = None) -> Iterator[Sample]:
+        """One Sample per frame (None: per frame of the whole path), in order, made as they are asked for.
 
-    def draw(batch: list[int]) -> DriftingNoise:
-        places = [path.place(frame) for frame in batch]
-        return DriftingNoise([(path.seeds[i], path.seeds[(i + 1) % closed], t) for i, t in places], sampler.device)
+        Its seed is the key where the frame is, or that it has left last.
+        """
+        assert self.path.frames is not None
+        return self.sampler.in_batches(range(self.path.frames) if frames is None else frames, self._run)
 
-    def run(batch: list[int]) -> list[Sample]:
-        pixels, seconds = sampler.render(batch, map, draw)
-        return [
-            Sample(path.seeds[path.place(k)[0]], p, {**recipe, "latent": path.describe(k)}, seconds)
-            for k, p in zip(batch, pixels, strict=True)
-        ]
+    def recipe(self, frame: int | None = None) -> dict[str, Any]:
+        """All that names a frame, or (None) the whole walk."""
+        seeds = list(self.path.seeds)
+        return {**self.sampler.recipe(seeds[0]), "seed": seeds, "latent": self.path.describe(frame)}
 
-    assert path.frames is not None
-    return sampler.in_batches(range(path.frames) if frames is None else frames, run)
+    def _run(self, batch: list[int]) -> list[Sample]:
+        pixels, seconds = self.sampler.render(batch, self._map, self._draw)
+        seeds = [self.path.seeds[self.path.place(frame)[0]] for frame in batch]
+        return [Sample(s, p, self.recipe(k), seconds) for s, p, k in zip(seeds, pixels, batch, strict=True)]
+
+    def _map(self, batch: list[int]) -> torch.Tensor:
+        import torch
+
+        points = np.stack([self.curve(*self.path.place(frame)) for frame in batch])
+        if self.path.space == "z":
+            return self.sampler.map_latents(points)
+        return torch.from_numpy(points.astype(np.float32)).to(self.sampler.device)
+
+    def _draw(self, batch: list[int]) -> DriftingNoise:
+        seeds, places = self.path.seeds, [self.path.place(frame) for frame in batch]
+        return DriftingNoise([(seeds[i], seeds[(i + 1) % len(seeds)], t) for i, t in places], self.sampler.device)
 
 
 def mapped(sampler: Sampler, seeds: Sequence[Seed]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -267,4 +278,4 @@ def interpolate(
     """
     path = Path(tuple(seeds), frames, loop, method, space, easing)
     settings = Settings(truncation, truncation_cutoff, noise, class_index)
-    return walk(Sampler(model, settings, device, precision, batch_size), path)
+    return Walker(Sampler(model, settings, device, precision, batch_size), path)()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tpdne_cli.errors import SettingsError
-from tpdne_cli.interpolation import Path, walk
+from tpdne_cli.interpolation import Path, Walker
 from tpdne_cli.models import Model
 from tpdne_cli.sampler import Pixels, Sample, Sampler, SeededNoise, Settings
 from tpdne_cli.seeds import Seed, parse_seed, random_state
@@ -205,7 +205,7 @@ def remade(sampler: Sampler, recipe: Mapping[str, Any]) -> Pixels:
         kind = latent.pop("kind")
         if kind == "walk":
             frame = int(latent.pop("frame", 0))  # an animation is known by its first frame
-            samples = walk(sampler, Path(tuple(seed), **latent), [frame])
+            samples = Walker(sampler, Path(tuple(seed), **latent))([frame])
         elif kind == "mix":
             row, column = map(parse_seed, seed)
             samples = Mixer(sampler, **latent)([Mixture(row, column)])

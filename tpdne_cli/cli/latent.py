@@ -1,0 +1,237 @@
+"""What the commands share that leave the seeds' own images: walks, mixes, sheets and neighbours."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
+
+import click
+
+from tpdne_cli import models
+from tpdne_cli.cli import options
+from tpdne_cli.cli.generate import complete_model
+from tpdne_cli.cli.interruption import Interrupted, Interruption
+from tpdne_cli.cli.job import Job
+from tpdne_cli.cli.manifest import check_manifest, open_manifest
+from tpdne_cli.cli.output import Output, Stdout
+from tpdne_cli.cli.target import Target
+from tpdne_cli.errors import SeedError, TpdneError
+from tpdne_cli.seeds import Seed, parse_ranges, parse_seed
+
+if TYPE_CHECKING:
+    from tpdne_cli.pipeline import Encoding, Written
+    from tpdne_cli.sampler import Sample, Sampler
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+model_option = click.option(
+    "--model",
+    default="faces",
+    show_default=True,
+    metavar="NAME|FILE",
+    shell_complete=complete_model,
+    help="The generator: an installed name or a file.",
+)
+resume_option = click.option(
+    "--skip-existing", is_flag=True, help="Leave finished files alone: run the same command again to go on."
+)
+
+
+def output_options(metavar: str, help: str, formats: Sequence[str] = ("png", "jpg", "webp")) -> Callable[[F], F]:
+    """Where and how to write."""
+    return options.group(
+        click.option("-o", "--out", metavar=metavar, help=help),
+        click.option("--format", "format", type=click.Choice(formats), help="Default: what the file's name ends with."),
+        click.option("--quality", type=click.IntRange(1, 100), metavar="Q", help="Of formats that have one."),
+        click.option("--size", type=click.IntRange(1, 16383), metavar="PX", help="Resize each image to this side."),
+        click.option("--force", is_flag=True, help="Replace files that exist."),
+        click.option("--no-metadata", is_flag=True, help="Leave out the recipe and the mark of a synthetic image."),
+    )
+
+
+def seed_list(text: str) -> list[Seed]:
+    """'1,5-9,alice@example.com' -> seeds in order. Raises SeedError."""
+    seeds: list[Seed] = []
+    for part in text.split(","):
+        if not part.strip():
+            raise SeedError(f"A seed is missing in {text!r}: write seeds such as 1,2,5-9 or names, without a gap.")
+        if re.fullmatch(r"\s*\d+\s*-\s*\d+\s*", part, re.ASCII):
+            seeds += (seed for seeds_of_range in parse_ranges(part) for seed in seeds_of_range)
+        else:
+            seeds.append(parse_seed(part.strip()))
+    return seeds
+
+
+def title(model: str) -> str:
+    """The model's name as file names have it."""
+    return re.sub(r"[^\w.-]", "_", Path(model).stem if Path(model).suffix else model)
+
+
+def sheet_target(out: str, format: str | None) -> Target:
+    """The one file, or standard output, that a sheet goes to."""
+    target = Target.of(out, format)
+    if target.folder is not None:
+        raise click.UsageError(f"{out} does not end with .png, .jpg or .webp: its name says how to write it")
+    return target
+
+
+def save_sheet(
+    samples: Iterator[Any], destination: Any, grid: tuple[int, int], format: str, recipe: Mapping[str, Any],
+    given: Mapping[str, Any], **layout: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """montage.save_sheet with a command's options; returns what a record says of the sheet."""
+    from tpdne_cli import montage
+
+    marks = None if given["no_metadata"] else recipe
+    options = {"size": given["size"], "quality": given["quality"], "replace": given["force"], "recipe": marks}
+    width, height = montage.save_sheet(samples, destination, grid, format=format, **options, **layout)
+    return {"width": width, "height": height}
+
+
+def begin(target: Target, names: Iterable[str], given: Mapping[str, Any]) -> Output:
+    """Everything that can be checked before a model is loaded. Raises the library's errors and click's."""
+    skip = given.get("skip_existing", False)
+    if skip and given["force"]:
+        raise click.UsageError("--skip-existing and --force contradict each other: leave one of the two out")
+    output = Output(given["as_json"], given["quiet"], not given["no_progress"])
+    if target.is_stdout:
+        target.check_stdout(given["as_json"], skip)
+    models.find(given["model"])
+    check_manifest(given["manifest"], skip or given["force"])
+    if not target.is_stdout:
+        names = list(names)
+        target.prepare(names)
+        if not (skip or given["force"]):
+            target.refuse_existing(names)
+    return output
+
+
+def load_sampler(given: Mapping[str, Any]) -> Sampler:
+    """The model on its device with the settings of latent_options. Raises as loading and Sampler do."""
+    from tpdne_cli.sampler import Sampler, Settings
+
+    settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
+    model = models.load(given["model"])
+    return Sampler(model, settings, given["device"], given["precision"], given["batch_size"])
+
+
+class Maker(Protocol):
+    """Walker, Mixer or Varier: items -> Samples, in order."""
+
+    def __call__(self, items: Iterable[Any]) -> Iterator[Sample]: ...
+
+    def recipe(self, item: Any) -> dict[str, Any]: ...
+
+
+class FilesJob(Job):
+    """Items of any kind, each in a file of its own."""
+
+    def make(self, work: Sequence[tuple[Any, str]], maker: Any, sampler: Sampler, note: str = "") -> int:
+        """Exit code: 0 all written, 130 interrupted. Raises the library's errors."""
+        from tpdne_cli.pipeline import Encoding
+
+        given, resolution = self.settings, sampler.model.resolution
+        encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
+        if note:
+            self.output.note(note)
+        finished = self.finished(work, maker, encoding, resolution) if self.skip else frozenset()
+        self.there = len(finished)
+        try:
+            with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
+                todo = [item for item in work if item[1] not in finished]
+                results = self.write(todo, maker, encoding, interruption)
+                self.output.start(len(todo))
+                for item, name in work:
+                    if name not in finished:
+                        self.report(next(results), manifest)
+                    elif self.manifest is not None:
+                        manifest.add(self.described(item, name, maker, encoding, resolution))
+                next(results, None)  # the end of an archive
+        except (Interrupted, KeyboardInterrupt):
+            self.output.finish()
+            self.output.warning(f"Interrupted: {self.progress(len(work))}.")
+            return 130
+        except (TpdneError, OSError):
+            self.output.finish()
+            if self.there:
+                self.output.warning(f"Stopped: {self.progress(len(work))}.")
+            raise
+        finally:
+            self.output.finish()
+        return 0
+
+    def write(
+        self, work: Sequence[tuple[Any, str]], maker: Any, encoding: Encoding, interruption: Interruption
+    ) -> Iterator[Written]:
+        from tpdne_cli.pipeline import write_files, write_stream
+
+        samples = maker(interruption.until(item for item, _ in work))
+        named = ((sample, name) for sample, (_, name) in zip(samples, work, strict=True))
+        if self.target.is_stdout:
+            return write_stream(named, encoding, cast(BinaryIO, Stdout()), tar=self.archive)
+        return write_files(((sample, self.target.path(name)) for sample, name in named), encoding, self.force)
+
+
+@dataclass
+class OneFile:
+    """One file that is made of many images: an animation, a table or a sheet."""
+
+    path: Path | None  # None: standard output
+    format: str
+    output: Output
+    manifest: str | None
+
+    def make(
+        self, items: Sequence[T], samples: Callable[[Iterable[T]], Iterator[Any]],
+        save: Callable[[Iterator[Any], Any], Mapping[str, Any]], recipe: Mapping[str, Any],
+    ) -> int:  # fmt: skip
+        """Exit code: 0 written, 130 interrupted. `save` writes samples to a destination, and tells about the file."""
+        start = time.perf_counter()
+        stream = Counted()
+
+        def counted(samples: Iterator[Any]) -> Iterator[Any]:
+            for sample in samples:
+                self.output.advance()
+                yield sample
+
+        try:
+            with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
+                self.output.start(len(items))
+                about = save(counted(samples(interruption.until(items))), self.path or stream)
+                self.output.finish()
+                record = {
+                    "path": None if self.path is None else str(self.path), **recipe, "format": self.format, **about,
+                    "bytes": stream.bytes if self.path is None else self.path.stat().st_size,
+                    "sha256": stream.digest.hexdigest() if self.path is None else models.file_sha256(self.path),
+                    "seconds": round(time.perf_counter() - start, 6),
+                }  # fmt: skip
+                manifest.add(record)
+            if self.path is not None:
+                self.output.result(str(self.path), record)
+        except (Interrupted, KeyboardInterrupt):
+            self.output.finish()
+            self.output.warning(f"Interrupted: {self.path or 'the file'} is not written.")
+            return 130
+        finally:
+            self.output.finish()
+        return 0
+
+
+class Counted:
+    """Standard output that knows what went through."""
+
+    def __init__(self) -> None:
+        self.stdout, self.bytes, self.digest = Stdout(), 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        self.stdout.write(data)
+        self.stdout.flush()
+        return len(data)
