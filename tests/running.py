@@ -43,12 +43,16 @@ def shell(script: str, cwd: Path, cold: bool = False, **environment: str) -> sub
     return subprocess.run(["bash", "-c", function + script], cwd=cwd, capture_output=True, env=env, timeout=300)
 
 
-def start(*arguments: object, cwd: Path) -> subprocess.Popen[bytes]:
+def start(*arguments: object, cwd: Path, cold: bool = False, **environment: str) -> subprocess.Popen[bytes]:
     """A tpdne that runs while the test goes on, with pipes for its output."""
-    command = [*warm(), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
+    command = [*(COLD if cold else warm()), *map(str, arguments)]
+    env = {**ENVIRONMENT, **environment}
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has forked (Linux)."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def files(folder: Path) -> list[str]:

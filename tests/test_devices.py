@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from running import files
+from running import children, files, start
 
 from tpdne_cli import devices, fleet, models
 from tpdne_cli.cli import run
@@ -190,3 +194,96 @@ def test_a_device_that_fails_ends_the_run_after_what_came_before(tiny_model, mon
             seen.append(sample.seed)
     assert seen == list(range(10))
     assert isinstance(fleet.assemble(models.load(tiny_model), device="cpu"), Sampler)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux only")
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+
+
+@linux
+def test_processes_make_the_same_files(two_cores, capsys, tmp_path, tiny_model):
+    before = children(os.getpid())
+    call = ["generate", str(tiny_model), "--seeds", "0-40", "--seed", "bob", "--batch-size", "3", "--noise", "random"]
+    assert run([*call, "-o", "many"]) == 0
+    assert run([*call, "-o", "one", "--device", "cpu,cpu"]) == 0
+    for name in files(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    assert len(files(tmp_path / "many")) == 42
+    assert children(os.getpid()) == before, "the processes end with the run"
+
+
+@linux
+def test_how_many_processes(two_cores, tiny_model, monkeypatch):
+    sampler = Sampler(models.load(tiny_model), batch_size=8)
+    assert isinstance(fleet.assemble(sampler.model, images=100), fleet.Fleet)
+    assert [fleet.processes(sampler, n) for n in (1, 8, 9, 1000)] == [1, 1, 2, 2]
+    monkeypatch.setattr(devices, "memory", lambda: 3 << 30)
+    assert fleet.processes(sampler, 1000) == 1, "a small machine"
+    monkeypatch.setattr(devices, "memory", lambda: 64 << 30)
+    monkeypatch.setattr(fleet, "LARGEST_FOR_PROCESSES", 16)
+    assert fleet.processes(sampler, 1000) == 1, "a large network"
+
+
+@linux
+def test_errors_of_a_process_are_those_of_its_sampler(two_cores, tiny_model, monkeypatch):
+    monkeypatch.setattr(Sampler, "_run", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(DeviceError, match="not enough memory for one image of tiny"):
+        list(fleet.assemble(models.load(tiny_model), images=100)(range(100)))
+
+
+@linux
+def test_a_process_that_is_killed_is_told_in_one_sentence(two_cores, capsys, tiny_model, monkeypatch):
+    mother = os.getpid()
+    monkeypatch.setattr(Sampler, "_run", lambda *_: os.getpid() != mother and os.kill(os.getpid(), signal.SIGKILL))
+    assert run(["generate", str(tiny_model), "--seeds", "0-40"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Error: A worker process was killed") and err.count("\n") == 1
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_its_parent(tmp_path, tiny_model, number):
+    """Ctrl-C goes to the whole group, kill -9 to the parent alone."""
+    child = start("generate", tiny_model, "--seeds", "0-9999", "-o", "d", cwd=tmp_path, cold=True, OMP_NUM_THREADS="2")
+    child.stdout.readline()
+    workers = children(child.pid)
+    if len(workers) != 2:
+        child.kill()
+        pytest.skip(f"this machine grants {len(workers)} processes")
+    for pid in [child.pid, *workers] if number == signal.SIGINT else [child.pid]:
+        os.kill(pid, number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == (130 if number == signal.SIGINT else -9) and b"Traceback" not in err
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/cwd").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker goes on without its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 16),
+        ({"cpu.max": "max 100000"}, 16),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "1000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu.max": "garbage"}, 16),
+    ],
+)
+def test_cores_of_a_container(monkeypatch, files, expected):
+    def read_text(path: Path, *_: object) -> str:
+        name = path.relative_to("/sys/fs/cgroup").as_posix()
+        if name not in files:
+            raise FileNotFoundError
+        return files[name]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert devices.cores.__wrapped__() == expected

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpdne_cli.errors import DeviceError
@@ -50,6 +51,8 @@ def choose(name: str) -> torch.device:
         raise DeviceError(f"{name!r} is not a device that tpdne runs on: use auto, cpu, cuda, cuda:1 or mps.")
     if device.type == "cpu":
         keep_freed_memory()
+        if torch.get_num_threads() > cores():
+            torch.set_num_threads(cores())
     return device
 
 
@@ -174,6 +177,39 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@functools.cache
+def cores() -> int:
+    """Processor cores for this process: torch's own count (OMP_NUM_THREADS, affinity) within the container's limit.
+
+    More threads than a container may run at once wait for each other most of the time.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    for quota, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        numbers = _control_group(quota) + (_control_group(period) if period else [])
+        if len(numbers) == 2 and numbers[1] > 0:
+            threads = min(threads, -(-numbers[0] // numbers[1]))
+    return max(1, threads)
+
+
+@functools.cache
+def memory() -> int:
+    """Bytes of memory of this machine, or of its container."""
+    total: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = _control_group("memory.max") + _control_group("memory/memory.limit_in_bytes")
+    return min([total, *limits])
+
+
+def _control_group(name: str) -> list[int]:
+    """The numbers in a file of Linux's control groups; none where it says 'max' or is not there."""
+    try:
+        words = (Path("/sys/fs/cgroup") / name).read_text().split()
+        return [int(word) for word in words if int(word) >= 0]
+    except (OSError, ValueError):
+        return []
 
 
 @functools.cache

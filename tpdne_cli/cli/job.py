@@ -47,7 +47,7 @@ class Job:
         encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
         model = models.load(self.model)
-        sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"])
+        sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"], len(work))
         if note:
             self.output.note(note)
         finished = self.finished(work, sampler, encoding, model.resolution) if self.skip else frozenset()
