@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": ("serve", "Show a page where every reload is somebody new."),
     "inspect": ("inspect", "Tell how an image was made, and make it again to be sure."),
     "models": ("models", "List the installed generators and tell about them."),
+    "doctor": ("doctor", "Test the installation and tell what to paste in a bug report."),
     "train": ("train", "Train a generator of your own from a folder of images."),
 }
 
