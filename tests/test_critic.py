@@ -1,0 +1,232 @@
+"""critic.py: an image's verdict is its own, a percentile means what it says, and the rule keeps what it should."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from tpdne_cli import models
+from tpdne_cli.critic import Critic, Selection, candidates, path_of, quantiles
+from tpdne_cli.errors import CheckpointError, SettingsError
+from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.sampler import sample
+from tpdne_cli.training.calibrate import calibrate
+
+SHAPE = {"resolution": 32, "channel_base": 256, "channel_max": 32}
+
+
+def write_pair(folder, c_dim=0, critic_shape=None, meta=None):
+    """A random generator of 32 px and its random critic, as files; the generator's path."""
+    torch.manual_seed(1)
+    path = folder / "tiny.safetensors"
+    config = Config(**SHAPE, z_dim=32, w_dim=32, mapping_layers=2, c_dim=c_dim)
+    models.save(path, "stylegan2", config, Generator(config).state_dict(), {"truncation": 0.8})
+    shape = DiscriminatorConfig(**{**SHAPE, "c_dim": c_dim, **(critic_shape or {})})
+    network = Discriminator(shape)
+    models.save(folder / "tiny-critic.safetensors", "stylegan2-discriminator", shape, network.state_dict(), meta or {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return models.load(write_pair(tmp_path_factory.mktemp("pair")))
+
+
+@pytest.fixture(scope="module")
+def critic(model):
+    return Critic.load(model)
+
+
+@pytest.fixture(scope="module")
+def samples(model):
+    return list(sample(model, range(40)))
+
+
+@pytest.fixture(scope="module")
+def scores(critic, samples):
+    return critic.score(np.stack([s.pixels for s in samples]))
+
+
+@pytest.fixture(scope="module")
+def calibrated(critic, scores):
+    return Critic(critic.path, critic.network, np.array(quantiles(scores)))
+
+
+def test_a_score_is_the_discriminators_own_of_the_image_alone(model, samples, scores):
+    """Against the network as its paper has it, called with one image at a time."""
+    from safetensors.torch import load_file
+
+    network = Discriminator(DiscriminatorConfig(**SHAPE)).eval()
+    network.load_state_dict(load_file(path_of(model)))
+    with torch.inference_mode():
+        for s, score in zip(samples[:8], scores, strict=False):
+            image = torch.from_numpy(s.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+            assert network(image).item() == pytest.approx(float(score), rel=1e-5, abs=1e-6)
+
+
+def test_a_score_is_the_same_bits_in_any_company(critic, samples, scores):
+    pixels = np.stack([s.pixels for s in samples])
+    for size in (1, 2, 3, 8):
+        parts = [critic.score(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        assert np.concatenate(parts).tobytes() == scores.tobytes(), f"in groups of {size}"
+    assert critic.score(pixels[::-1])[::-1].tobytes() == scores.tobytes(), "in another order"
+    assert len(set(scores.tolist())) == len(scores), "the critic tells images apart"
+
+
+def test_a_percentile_counts_the_images_that_score_less(calibrated, scores):
+    for score in scores:
+        lower = 100 * np.mean(scores < score)
+        assert calibrated.percentile(score) == pytest.approx(lower, abs=100 / (len(scores) - 1))
+    assert calibrated.percentile(scores.min() - 9) == 0
+    assert calibrated.percentile(scores.max() + 9) == 100
+
+
+def test_calibrating_writes_the_quantiles_and_nothing_else(tmp_path):
+    generator = write_pair(tmp_path, meta={"images_seen": 5})
+    critic = tmp_path / "tiny-critic.safetensors"
+    before = critic.read_bytes()
+    assert calibrate(generator, images=30) == critic
+    model = models.load(generator)
+    known = Critic.load(model)
+    expected = known.score(np.stack([s.pixels for s in sample(model, range(30))]))
+    assert known.quantiles == pytest.approx(np.percentile(expected, range(101)), rel=1e-4)
+    after = critic.read_bytes()
+    assert after[8 + struct.unpack("<Q", after[:8])[0] :] == before[8 + struct.unpack("<Q", before[:8])[0] :]
+    header = json.loads(
+        json.loads(after[8:].split(b"\n")[0][: struct.unpack("<Q", after[:8])[0]])["__metadata__"]["tpdne"]
+    )
+    assert (header["images_seen"], header["quantiles_of"]) == (5, 30)
+
+
+@pytest.mark.parametrize("minimum", [0, 30, 75])
+def test_the_rule_keeps_what_is_above_the_percentile_in_order(calibrated, samples, scores, minimum):
+    passing = [s.seed for s, x in zip(samples, scores, strict=True) if round(calibrated.percentile(x), 2) > minimum]
+    selection = Selection(calibrated, minimum, wanted=len(passing))
+    kept = list(selection(samples))
+    assert [s.seed for s in kept] == passing
+    assert len(passing) == pytest.approx(40 * (1 - minimum / 100), abs=1)
+    assert selection.kept == len(passing)
+    assert selection.tried == passing[-1] + 1, "images behind the last one kept were not tried"
+    for s in kept:
+        assert np.array_equal(s.pixels, samples[s.seed].pixels)
+        recipe = dict(s.recipe)
+        assert minimum < recipe.pop("realism") <= 100
+        assert recipe == samples[s.seed].recipe
+
+
+def test_it_goes_on_to_further_seeds_until_enough_have_passed(model, calibrated):
+    selection = Selection(calibrated, 60, wanted=10)
+    kept = list(selection(sample(model, candidates([3]))))
+    assert len(kept) == selection.kept == 10
+    assert selection.tried == kept[-1].seed - 3 + 1
+    assert [s.seed for s in kept] == sorted(s.seed for s in kept)
+
+
+def test_the_selection_does_not_depend_on_batches(model, calibrated):
+    runs = []
+    for size in (1, 3, 8):
+        selection = Selection(calibrated, 50, wanted=6)
+        runs.append(
+            ([(s.seed, s.recipe) for s in selection(sample(model, candidates([0]), batch_size=size))], selection.tried)
+        )
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_next_to_nothing_passes(calibrated, samples):
+    """A critic for whom all images are alike bad ends the search with a sentence, not never."""
+    stern = Critic(calibrated.path, calibrated.network, np.linspace(1e6, 2e6, 101))
+    selection = Selection(stern, 30, wanted=1)
+    with pytest.raises(SettingsError, match="0 of 1000 images were above the 30th percentile") as caught:
+        list(selection(itertools.cycle(samples)))
+    assert str(caught.value).endswith(".")
+
+
+def test_a_high_percentile_is_given_the_tries_that_it_needs(calibrated, samples, scores):
+    """One image in forty passes the 98th: not hopeless, however many are wanted."""
+    selection = Selection(calibrated, 98, wanted=30)
+    assert {s.seed for s in selection(itertools.cycle(samples))} == {int(scores.argmax())}
+    assert selection.tried > 1000
+
+
+def test_seeds_that_run_out(calibrated, samples):
+    with pytest.raises(SettingsError, match=r"ran out: \d+ of 40 images"):
+        list(Selection(calibrated, 50, wanted=1000)(samples))
+
+
+@pytest.mark.parametrize("minimum", [-1, 100, float("nan")])
+def test_what_is_no_percentile(calibrated, minimum):
+    with pytest.raises(SettingsError, match="not a percentile"):
+        Selection(calibrated, minimum, 1)
+
+
+def test_candidates_count_on_from_the_last_seed():
+    def first(seeds, n):
+        return list(itertools.islice(candidates(seeds), n))
+
+    assert first([5], 3) == [5, 6, 7]
+    assert first([9, 2, 4], 5) == [9, 2, 4, 5, 6]
+    assert first(["ann", "bob"], 4) == ["ann", "bob", "bob#1", "bob#2"]
+    assert first([2**32 - 2], 5) == [2**32 - 2, 2**32 - 1], "there are no more"
+    assert first(range(3), 4) == [0, 1, 2, 3]
+
+
+def test_classes_are_judged_as_such(tmp_path):
+    model = models.load(write_pair(tmp_path, c_dim=3))
+    critic = Critic.load(model)
+    pixels = next(iter(sample(model, [1], class_index=2))).pixels[None]
+    assert len({float(critic.score(pixels, c)[0]) for c in range(3)}) == 3
+    assert critic.score(pixels) == critic.score(pixels, 0)
+
+
+def test_images_of_another_size(critic):
+    with pytest.raises(SettingsError, match="judges images of 32x32x3, not of 16x16x3"):
+        critic.score(np.zeros([1, 16, 16, 3], np.uint8))
+
+
+def test_a_critic_that_is_not_there(tiny_model):
+    with pytest.raises(SettingsError, match="tiny has no critic to judge its images"):
+        Critic.load(models.load(tiny_model))
+
+
+def test_a_critic_without_quantiles_says_how_to_get_them(critic):
+    with pytest.raises(CheckpointError, match=r"python -m tpdne_cli\.training\.calibrate"):
+        Selection(critic, 30, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [({"resolution": 16}, "its resolution is 16, the generator's 32"), ({"c_dim": 2}, "its c_dim is 2")],
+    ids=str,
+)
+def test_another_models_critic(tmp_path, shape, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        Critic.load(models.load(write_pair(tmp_path, critic_shape=shape)))
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0] * 100, [*range(100), 0.0], [float("nan")] * 101, "many", [[1]] * 101, ["x"] * 101, None], ids=str
+)
+def test_quantiles_that_are_none(tmp_path, values):
+    generator = write_pair(tmp_path, meta={"quantiles": values})
+    with pytest.raises(CheckpointError, match="quantiles are not 101 rising numbers"):
+        Critic.load(models.load(generator))
+
+
+def test_damaged_critics(tmp_path):
+    model = models.load(write_pair(tmp_path))
+    critic = path_of(model)
+    whole = critic.read_bytes()
+    critic.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Critic.load(model)
+    critic.write_bytes(model.path.read_bytes())
+    with pytest.raises(CheckpointError, match="not a critic"):
+        Critic.load(model)
+    critic.write_bytes(whole[:-4] + struct.pack("<f", float("nan")))
+    with pytest.raises(CheckpointError, match="not numbers"):
+        Critic.load(model)

@@ -1,0 +1,189 @@
+"""The other network's verdict: how real an image looks to the critic its generator learned from, and who may pass.
+
+A critic is the discriminator of a training run, beside its generator as NAME-critic.safetensors. Its raw scores mean
+nothing by themselves; the file's header holds their quantiles over the generator's own images, so that an image's
+realism is a percentile: 30 says that it looks more real than 30 of 100 of its siblings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tpdne_cli.errors import CheckpointError, SettingsError
+from tpdne_cli.models import CRITIC_SUFFIX, Model
+from tpdne_cli.sampler import Pixels, Sample
+from tpdne_cli.seeds import MAX_SEED, Seed
+
+if TYPE_CHECKING:
+    import torch
+
+Scores = np.ndarray[Any, np.dtype[np.float32]]
+
+PERCENTILES = 101  # quantiles in a critic's header, of 0, 1, ..., 100 %
+BATCH = 8  # images judged at once; on a CPU more are no faster
+PATIENCE = 1000  # images tried before a selection may give up
+HOPELESS = 50  # it does when fewer than one in so many of those that should pass do
+
+
+def path_of(model: Model) -> Path:
+    """Where a generator's critic lies, if it has one."""
+    return model.path.with_name(f"{model.path.stem}{CRITIC_SUFFIX}{model.path.suffix}")
+
+
+@dataclass
+class Critic:
+    """A generator's critic, ready to use. quantiles: scores [101], or None where the file knows none."""
+
+    path: Path
+    network: Any  # [N, C, R, R] in [-1, 1] -> logits [N, 1]
+    quantiles: np.ndarray[Any, np.dtype[np.float64]] | None
+
+    @classmethod
+    def load(cls, model: Model, device: str = "cpu") -> Critic:
+        """The critic beside a generator, on a device.
+
+        Raises SettingsError where there is none, CheckpointError where its file is damaged or another model's.
+        """
+        from tpdne_cli import devices, models
+        from tpdne_cli.checkpoints import safetensors
+
+        path = path_of(model)
+        if not path.is_file():
+            raise SettingsError(f"{model.name} has no critic to judge its images: {path} is not there.")
+        header = safetensors.read_header(path)
+        if header.arch not in safetensors.CRITICS:
+            raise CheckpointError(f"{path} holds a {header.arch!r} network, not a critic.")
+        network = models.blueprint(header.arch, header.config, str(path))
+        models.check_shapes(network, header.shapes, str(path))
+        _check_kinship(network.config, model, path)
+        network = models._build(header.arch, header.config, safetensors.read_tensors(path), str(path))
+        # Trained on groups of images, it looks at their variety; alone, an image's score depends on itself only.
+        network.get_submodule("b4").group = 1  # type: ignore[assignment]
+        return cls(path, network.to(devices.choose(device)), _quantiles(header.meta, path))
+
+    def score(self, pixels: Pixels, class_index: int | None = None) -> Scores:
+        """Scores [N], higher for what looks more real, of uint8 [N, H, W, C].
+
+        On a CPU an image's score is the same bits in any company. Raises SettingsError for another size of images.
+        """
+        import torch
+
+        config = self.network.config
+        size = (config.resolution, config.resolution, config.img_channels)
+        if pixels.ndim != 4 or pixels.shape[1:] != size:
+            shape = "x".join(map(str, pixels.shape[1:]))
+            raise SettingsError(f"{self.path.name} judges images of {'x'.join(map(str, size))}, not of {shape}.")
+        device = next(self.network.parameters()).device
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.score_images(images, class_index)
+
+    def score_images(self, images: torch.Tensor, class_index: int | None = None) -> Scores:
+        """Scores [N] of float images [N, C, R, R] in [-1, 1]."""
+        import torch
+
+        c = None
+        if self.network.config.c_dim:
+            c = torch.zeros(len(images), self.network.config.c_dim, device=images.device)
+            c[:, class_index or 0] = 1
+        with torch.inference_mode():
+            logits: Scores = self.network(images, c)[:, 0].float().cpu().numpy()
+        return logits
+
+    def percentile(self, score: float) -> float:
+        """Of 100 images of this generator at its own truncation, how many score less. Raises CheckpointError."""
+        if self.quantiles is None:
+            raise CheckpointError(
+                f"{self.path} does not know the scores of its generator's images: "
+                "python -m tpdne_cli.training.calibrate finds them out."
+            )
+        return float(np.interp(score, self.quantiles, np.linspace(0, 100, PERCENTILES)))
+
+
+def _check_kinship(config: Any, model: Model, path: Path) -> None:
+    for name in ("resolution", "img_channels", "c_dim"):
+        if getattr(config, name) != getattr(model.config, name):
+            raise CheckpointError(
+                f"{path} is not the critic of {model.name}: "
+                f"its {name} is {getattr(config, name)}, the generator's {getattr(model.config, name)}."
+            )
+
+
+def _quantiles(meta: dict[str, Any], path: Path) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    if "quantiles" not in meta:
+        return None
+    try:
+        values = np.asarray(meta["quantiles"], dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (PERCENTILES,) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
+        raise CheckpointError(f"{path} is damaged: its quantiles are not {PERCENTILES} rising numbers.")
+    return values
+
+
+def quantiles(scores: Iterable[float]) -> list[float]:
+    """What a critic's header holds: the scores at 0, 1, ..., 100 % of those given."""
+    values = np.quantile(np.fromiter(scores, np.float64), np.linspace(0, 1, PERCENTILES))
+    return [float(f"{value:.6g}") for value in values]
+
+
+def candidates(seeds: Sequence[Seed]) -> Iterator[Seed]:
+    """The seeds, and then for as long as wanted those that follow the last one, as seeds.successors counts on."""
+    last = seeds[-1]
+    further: Iterable[Seed]
+    further = range(last + 1, MAX_SEED + 1) if isinstance(last, int) else (f"{last}#{k}" for k in count(1))
+    return chain(seeds, further)
+
+
+class Selection:
+    """The rule that keeps or drops: images above the `minimum`-th percentile pass, until `wanted` have.
+
+    tried and kept count the images up to the last that was handed out. Raises SettingsError for a minimum that is no
+    percentile, CheckpointError for a critic without quantiles.
+    """
+
+    def __init__(self, critic: Critic, minimum: float, wanted: int) -> None:
+        if not 0 <= minimum < 100:
+            raise SettingsError(f"The realism {minimum:g} is not a percentile from 0 to less than 100.")
+        critic.percentile(0)
+        self.critic, self.minimum, self.wanted = critic, minimum, wanted
+        self.tried = self.kept = 0
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Those of the samples that pass, in order, their percentile as 'realism' in the recipe.
+
+        Raises SettingsError where next to nothing passes, or the samples end before enough have.
+        """
+        pending = iter(samples)
+        while self.kept < self.wanted:
+            batch = list(islice(pending, BATCH))
+            if not batch:
+                raise SettingsError(f"The seeds ran out: {self._account()}.")
+            for sample, realism in zip(batch, self._judge(batch), strict=True):
+                self.tried += 1
+                if realism > self.minimum:
+                    self.kept += 1
+                    yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": realism})
+                if self.kept == self.wanted:
+                    return
+                self._check_hope()
+
+    def _judge(self, batch: list[Sample]) -> list[float]:
+        """Percentiles of samples that share their settings, rounded as a recipe holds them."""
+        scores = self.critic.score(np.stack([s.pixels for s in batch]), batch[0].recipe.get("class_index"))
+        return [round(self.critic.percentile(score), 2) for score in scores]
+
+    def _check_hope(self) -> None:
+        expected = self.tried * (1 - self.minimum / 100)
+        # Ten that should have passed and did not may be bad luck at a high percentile.
+        if self.tried >= PATIENCE and self.kept < (expected - 10) / HOPELESS:
+            raise SettingsError(f"Next to nothing passes: {self._account()}; ask for less realism, or truncate more.")
+
+    def _account(self) -> str:
+        return f"{self.kept} of {self.tried} images were above the {self.minimum:g}th percentile of realism"
