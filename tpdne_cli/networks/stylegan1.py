@@ -20,8 +20,10 @@ from tpdne_cli.networks.ops import (
     SQRT2,
     FullyConnected,
     MappingNetwork,
+    constant,
     conv2d,
     conv_transpose2d,
+    normal,
     setup_filter,
     upfirdn2d,
 )  # fmt: skip
@@ -56,12 +58,12 @@ class Epilogue(nn.Module):
     def __init__(self, channels: int, resolution: int, config: Config) -> None:
         super().__init__()
         self.resolution, self.use_noise = resolution, config.use_noise
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(constant(channels))
         self.affine = FullyConnected(config.w_dim, 2 * channels)  # scales, shifts
-        self.affine.bias = nn.Parameter(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+        self.affine.bias = nn.Parameter(torch.cat([constant(channels, value=1), constant(channels)]))
         if config.use_noise:
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
-            self.noise_strength = nn.Parameter(torch.zeros(channels))
+            self.register_buffer("noise_const", normal(resolution, resolution))
+            self.noise_strength = nn.Parameter(constant(channels))
 
     def noise(self, n: int, noise: Noise, device: torch.device) -> Tensor | None:
         """The noise image times each channel's strength, [n or 1, C, R, R]."""
@@ -96,16 +98,12 @@ def spatial_mean(x: Tensor) -> Tensor:
 class SynthesisLayer(Epilogue):
     """3x3 convolution at equalised learning rate, or nearest-neighbour upsampling, convolution and blur; epilogue."""
 
-    blur: Tensor
-    box: Tensor
-
     def __init__(self, in_channels: int, out_channels: int, resolution: int, up: int, config: Config) -> None:
         super().__init__(out_channels, resolution, config)
         self.up = up
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.weight = nn.Parameter(normal(out_channels, in_channels, 3, 3))
         self.weight_gain = SQRT2 / math.sqrt(in_channels * 9)
-        self.register_buffer("blur", setup_filter(config.blur_filter), persistent=False)
-        self.register_buffer("box", torch.ones(2, 2), persistent=False)
+        self.blur_filter = config.blur_filter
         self.prepared: Tensor | None = None
 
     def prepare(self) -> None:
@@ -123,9 +121,9 @@ class SynthesisLayer(Epilogue):
             x = conv2d(x, kernel, padding=1)
         else:
             # Repeating a sample twice is zero insertion and a box; the box can go behind the convolution.
-            x = upfirdn2d(conv_transpose2d(x, kernel, stride=2), self.box)
-            before, after = len(self.blur) // 2, (len(self.blur) - 1) // 2
-            x = upfirdn2d(x, self.blur, padding=(before, after, before, after))
+            x = upfirdn2d(conv_transpose2d(x, kernel, stride=2), x.new_ones(2, 2))
+            before, after = len(self.blur_filter) // 2, (len(self.blur_filter) - 1) // 2
+            x = upfirdn2d(x, setup_filter(self.blur_filter).to(x), padding=(before, after, before, after))
         return self.epilogue(x, w, noise)
 
 
@@ -141,8 +139,8 @@ class ToRGB(nn.Module):
 
     def __init__(self, in_channels: int, img_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(img_channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(img_channels))
+        self.weight = nn.Parameter(normal(img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(constant(img_channels))
         self.weight_gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, I, R, R] -> [N, C, R, R]
@@ -156,7 +154,7 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         channels = config.width(resolution)
         if resolution == 4:
-            self.const = nn.Parameter(torch.ones(channels, 4, 4))
+            self.const = nn.Parameter(constant(channels, 4, 4, value=1))
             self.conv0: nn.Module = ConstLayer(channels, 4, config)
         else:
             self.conv0 = SynthesisLayer(config.width(resolution // 2), channels, resolution, up=2, config=config)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpdne_cli.networks.filtered import CHANNELS, FilteredLrelu, filtered_lrelu, lowpass
-from tpdne_cli.networks.ops import SQRT2, FullyConnected, MappingNetwork, conv2d, linear
+from tpdne_cli.networks.ops import SQRT2, FullyConnected, MappingNetwork, constant, conv2d, linear, normal
 from tpdne_cli.networks.winograd import LEAST_CHANNELS, Winograd
 
 Noise = str | Callable[[int, int], Tensor]
@@ -168,10 +168,10 @@ class SynthesisInput(nn.Module):
         first = config.layers[0]
         channels = first.in_channels
         self.size, self.rate, self.bandwidth = first.in_size, first.in_rate, first.in_cutoff
-        freqs = torch.randn(channels, 2)
+        freqs = normal(channels, 2)
         radii = freqs.square().sum(1, keepdim=True).sqrt()
         freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth  # even density over the disc
-        self.weight = nn.Parameter(torch.randn(channels, channels))
+        self.weight = nn.Parameter(normal(channels, channels))
         self.affine = FullyConnected(config.w_dim, 4)
         nn.init.zeros_(self.affine.weight)
         self.affine.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0])  # no rotation, no translation
@@ -227,9 +227,9 @@ class SynthesisLayer(nn.Module):
         g = self.geometry = geometry
         self.conv_clamp = config.conv_clamp
         self.affine = FullyConnected(config.w_dim, g.in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(g.out_channels, g.in_channels, g.kernel, g.kernel))
-        self.bias = nn.Parameter(torch.zeros(g.out_channels))
-        self.register_buffer("magnitude_ema", torch.ones([]))  # mean square of the input, seen in training
+        self.weight = nn.Parameter(normal(g.out_channels, g.in_channels, g.kernel, g.kernel))
+        self.bias = nn.Parameter(constant(g.out_channels))
+        self.register_buffer("magnitude_ema", constant(value=1))  # mean square of the input, seen in training
         up_filter = down_filter = None
         if g.up_taps > 1:
             up_filter = lowpass(g.up_taps, g.in_cutoff, g.in_half_width * 2, g.high_rate)
