@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tpdne_cli import models
-from tpdne_cli.critic import Critic, Selection, candidates, path_of, quantiles
+from tpdne_cli.critic import Critic, Judged, Selection, candidates, path_of, quantiles
 from tpdne_cli.errors import CheckpointError, SettingsError
 from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
-from tpdne_cli.sampler import sample
+from tpdne_cli.sampler import Sampler, sample
 from tpdne_cli.training.calibrate import calibrate
 
 SHAPE = {"resolution": 32, "channel_base": 256, "channel_max": 32}
@@ -55,6 +55,11 @@ def scores(critic, samples):
 @pytest.fixture(scope="module")
 def calibrated(critic, scores):
     return Critic(critic.path, critic.network, np.array(quantiles(scores)))
+
+
+@pytest.fixture(scope="module")
+def judged(model, calibrated):
+    return list(Judged(Sampler(model), calibrated)(range(40)))
 
 
 def test_a_score_is_the_discriminators_own_of_the_image_alone(model, samples, scores):
@@ -103,65 +108,69 @@ def test_calibrating_writes_the_quantiles_and_nothing_else(tmp_path):
     assert (header["images_seen"], header["quantiles_of"]) == (5, 30)
 
 
+def test_judging_adds_the_percentile_and_changes_nothing_else(judged, samples, scores, calibrated):
+    for ours, plain, score in zip(judged, samples, scores, strict=True):
+        assert np.array_equal(ours.pixels, plain.pixels)
+        assert ours.seed == plain.seed
+        assert ours.recipe == {**plain.recipe, "realism": round(calibrated.percentile(score), 2)}
+
+
+def test_realism_does_not_depend_on_batches(model, judged, calibrated):
+    for size in (1, 3, 16):
+        again = Judged(Sampler(model, batch_size=size), calibrated)(range(40))
+        assert [s.recipe for s in again] == [s.recipe for s in judged], f"in batches of {size}"
+
+
+def test_a_judge_takes_a_samplers_place_in_a_fleet(model, judged, calibrated):
+    from tpdne_cli.fleet import Fleet
+
+    fleet = Fleet([Judged(Sampler(model, batch_size=3), calibrated) for _ in range(2)])
+    assert [(s.seed, s.recipe) for s in fleet(range(40))] == [(s.seed, s.recipe) for s in judged]
+
+
 @pytest.mark.parametrize("minimum", [0, 30, 75])
-def test_the_rule_keeps_what_is_above_the_percentile_in_order(calibrated, samples, scores, minimum):
-    passing = [s.seed for s, x in zip(samples, scores, strict=True) if round(calibrated.percentile(x), 2) > minimum]
-    selection = Selection(calibrated, minimum, wanted=len(passing))
-    kept = list(selection(samples))
-    assert [s.seed for s in kept] == passing
+def test_the_rule_keeps_what_is_above_the_percentile_in_order(judged, minimum):
+    passing = [s.seed for s in judged if s.recipe["realism"] > minimum]
+    selection = Selection(minimum, wanted=len(passing))
+    assert list(selection(judged)) == [judged[seed] for seed in passing]
     assert len(passing) == pytest.approx(40 * (1 - minimum / 100), abs=1)
     assert selection.kept == len(passing)
     assert selection.tried == passing[-1] + 1, "images behind the last one kept were not tried"
-    for s in kept:
-        assert np.array_equal(s.pixels, samples[s.seed].pixels)
-        recipe = dict(s.recipe)
-        assert minimum < recipe.pop("realism") <= 100
-        assert recipe == samples[s.seed].recipe
 
 
 def test_it_goes_on_to_further_seeds_until_enough_have_passed(model, calibrated):
-    selection = Selection(calibrated, 60, wanted=10)
-    kept = list(selection(sample(model, candidates([3]))))
+    selection = Selection(60, wanted=10)
+    kept = list(selection(Judged(Sampler(model), calibrated)(candidates([3]))))
     assert len(kept) == selection.kept == 10
-    assert selection.tried == kept[-1].seed - 3 + 1
+    assert selection.tried == kept[-1].seed - 3 + 1 > 10
     assert [s.seed for s in kept] == sorted(s.seed for s in kept)
 
 
-def test_the_selection_does_not_depend_on_batches(model, calibrated):
-    runs = []
-    for size in (1, 3, 8):
-        selection = Selection(calibrated, 50, wanted=6)
-        runs.append(
-            ([(s.seed, s.recipe) for s in selection(sample(model, candidates([0]), batch_size=size))], selection.tried)
-        )
-    assert runs[0] == runs[1] == runs[2]
-
-
-def test_next_to_nothing_passes(calibrated, samples):
-    """A critic for whom all images are alike bad ends the search with a sentence, not never."""
-    stern = Critic(calibrated.path, calibrated.network, np.linspace(1e6, 2e6, 101))
-    selection = Selection(stern, 30, wanted=1)
+def test_next_to_nothing_passes(judged):
+    """Images that are all alike bad end the search with a sentence, not never."""
+    worst = [s for s in judged if s.recipe["realism"] < 30]
+    selection = Selection(30, wanted=1)
     with pytest.raises(SettingsError, match="0 of 1000 images were above the 30th percentile") as caught:
-        list(selection(itertools.cycle(samples)))
+        list(selection(itertools.cycle(worst)))
     assert str(caught.value).endswith(".")
 
 
-def test_a_high_percentile_is_given_the_tries_that_it_needs(calibrated, samples, scores):
+def test_a_high_percentile_is_given_the_tries_that_it_needs(judged):
     """One image in forty passes the 98th: not hopeless, however many are wanted."""
-    selection = Selection(calibrated, 98, wanted=30)
-    assert {s.seed for s in selection(itertools.cycle(samples))} == {int(scores.argmax())}
+    selection = Selection(98, wanted=30)
+    assert len({s.seed for s in selection(itertools.cycle(judged))}) == 1
     assert selection.tried > 1000
 
 
-def test_seeds_that_run_out(calibrated, samples):
+def test_images_that_run_out(judged):
     with pytest.raises(SettingsError, match=r"ran out: \d+ of 40 images"):
-        list(Selection(calibrated, 50, wanted=1000)(samples))
+        list(Selection(50, wanted=1000)(judged))
 
 
 @pytest.mark.parametrize("minimum", [-1, 100, float("nan")])
-def test_what_is_no_percentile(calibrated, minimum):
+def test_what_is_no_percentile(minimum):
     with pytest.raises(SettingsError, match="not a percentile"):
-        Selection(calibrated, minimum, 1)
+        Selection(minimum, 1)
 
 
 def test_candidates_count_on_from_the_last_seed():
@@ -193,9 +202,9 @@ def test_a_critic_that_is_not_there(tiny_model):
         Critic.load(models.load(tiny_model))
 
 
-def test_a_critic_without_quantiles_says_how_to_get_them(critic):
+def test_a_critic_without_quantiles_says_how_to_get_them(model, critic):
     with pytest.raises(CheckpointError, match=r"python -m tpdne_cli\.training\.calibrate"):
-        Selection(critic, 30, 1)
+        Judged(Sampler(model), critic)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 
 from tpdne_cli.errors import CheckpointError, SettingsError
 from tpdne_cli.models import CRITIC_SUFFIX, Model
-from tpdne_cli.sampler import Pixels, Sample
+from tpdne_cli.sampler import Pixels, Sample, Sampler
 from tpdne_cli.seeds import MAX_SEED, Seed
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Scores = np.ndarray[Any, np.dtype[np.float32]]
 
 PERCENTILES = 101  # quantiles in a critic's header, of 0, 1, ..., 100 %
-BATCH = 8  # images judged at once; on a CPU more are no faster
 PATIENCE = 1000  # images tried before a selection may give up
 HOPELESS = 50  # it does when fewer than one in so many of those that should pass do
 
@@ -141,43 +140,57 @@ def candidates(seeds: Sequence[Seed]) -> Iterator[Seed]:
     return chain(seeds, further)
 
 
+class Judged:
+    """A sampler whose images come with their percentile as 'realism' in the recipe; else it behaves as that sampler.
+
+    It judges where it draws, on the sampler's device or in its process, so several of them share both kinds of work.
+    Raises CheckpointError for a critic without quantiles.
+    """
+
+    def __init__(self, sampler: Sampler, critic: Critic) -> None:
+        critic.percentile(0)
+        self.sampler, self.critic = sampler, critic
+        self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
+
+    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
+        """One Sample per seed, in order. Raises what a Sampler raises."""
+        samples = self.sampler(seeds)
+        while batch := list(islice(samples, self.sampler.batch_size)):
+            pixels = np.stack([sample.pixels for sample in batch])
+            scores = self.critic.score(pixels, self.sampler.settings.class_index)
+            for sample, score in zip(batch, scores, strict=True):
+                realism = round(self.critic.percentile(score), 2)
+                yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": realism})
+
+
 class Selection:
     """The rule that keeps or drops: images above the `minimum`-th percentile pass, until `wanted` have.
 
     tried and kept count the images up to the last that was handed out. Raises SettingsError for a minimum that is no
-    percentile, CheckpointError for a critic without quantiles.
+    percentile.
     """
 
-    def __init__(self, critic: Critic, minimum: float, wanted: int) -> None:
+    def __init__(self, minimum: float, wanted: int) -> None:
         if not 0 <= minimum < 100:
             raise SettingsError(f"The realism {minimum:g} is not a percentile from 0 to less than 100.")
-        critic.percentile(0)
-        self.critic, self.minimum, self.wanted = critic, minimum, wanted
+        self.minimum, self.wanted = minimum, wanted
         self.tried = self.kept = 0
 
-    def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Those of the samples that pass, in order, their percentile as 'realism' in the recipe.
+    def __call__(self, judged: Iterable[Sample]) -> Iterator[Sample]:
+        """Those of a Judged sampler's images that pass, in order.
 
-        Raises SettingsError where next to nothing passes, or the samples end before enough have.
+        Raises SettingsError where next to nothing passes, or the images end before enough have.
         """
-        pending = iter(samples)
+        images = iter(judged)
         while self.kept < self.wanted:
-            batch = list(islice(pending, BATCH))
-            if not batch:
+            sample = next(images, None)
+            if sample is None:
                 raise SettingsError(f"The seeds ran out: {self._account()}.")
-            for sample, realism in zip(batch, self._judge(batch), strict=True):
-                self.tried += 1
-                if realism > self.minimum:
-                    self.kept += 1
-                    yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": realism})
-                if self.kept == self.wanted:
-                    return
-                self._check_hope()
-
-    def _judge(self, batch: list[Sample]) -> list[float]:
-        """Percentiles of samples that share their settings, rounded as a recipe holds them."""
-        scores = self.critic.score(np.stack([s.pixels for s in batch]), batch[0].recipe.get("class_index"))
-        return [round(self.critic.percentile(score), 2) for score in scores]
+            self.tried += 1
+            if sample.recipe["realism"] > self.minimum:
+                self.kept += 1
+                yield sample
+            self._check_hope()
 
     def _check_hope(self) -> None:
         expected = self.tried * (1 - self.minimum / 100)

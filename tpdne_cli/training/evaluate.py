@@ -96,7 +96,7 @@ def draw(model: models.Model, psi: float, count: int, precision: str, network: f
     if critic.path_of(model).is_file():
         judge = critic.Critic.load(model, str(sampler.device))
         judge.network.set_precision(sampler.precision)
-        parts = np.split(pixels, range(critic.BATCH, count, critic.BATCH))
+        parts = np.split(pixels, range(sampler.batch_size, count, sampler.batch_size))
         scores = np.concatenate([judge.score(part) for part in parts])
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return Batch(pictures, features.extract(network, pictures), scores)
