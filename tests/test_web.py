@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tpdne_cli.sampler import Sampler
 from tpdne_cli.styles import Mixer, Mixture
 from tpdne_cli.web import app as web
 from tpdne_cli.web import pages
+from tpdne_cli.web import server as server_room
 from tpdne_cli.web.batching import Batcher, QueueFullError
 from tpdne_cli.web.cache import OVERHEAD, Cache, Encoded
 from tpdne_cli.web.guard import Buckets, Rules
@@ -737,6 +739,27 @@ def test_the_command_serves_and_ends_quietly(server, tiny_model, tmp_path, capsy
         assert process.wait(20) == 0
         assert idle.recv(1) == b""
     assert process.stderr.read().splitlines() == ["Ctrl-C stops it."]
+
+
+def test_who_never_finishes_a_request_is_hung_up_on(sampler, monkeypatch):
+    monkeypatch.setattr(server_room, "REQUEST_SECONDS", 0.3)
+    studio = Studio({"tiny": "unused"}, LIMITS, Metrics())
+    studio.samplers["tiny"] = sampler
+    bound = server_room.listen("127.0.0.1", 0)
+    listening = threading.Event()
+    running = server_room.Server(server_room.configure(web.create(studio, NO_RULES)), listening.set)
+    thread = threading.Thread(target=running.run, args=([bound],))
+    thread.start()
+    try:
+        assert listening.wait(20)
+        port = bound.getsockname()[1]
+        assert exchange(port, b"") == b"" == exchange(port, b"GET / HT")
+        whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = exchange(port, whole + b"GET / HT")
+        assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
+    finally:
+        running.should_exit = True
+        thread.join(20)
 
 
 def test_ctrl_c_ends_it_too(server):

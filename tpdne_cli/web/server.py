@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -11,8 +12,44 @@ import uvicorn
 from starlette.types import ASGIApp
 
 KEEP_ALIVE_SECONDS = 15
+REQUEST_SECONDS = 15  # for the head of a request to arrive
 SHUTDOWN_SECONDS = 10  # for requests in flight
 CONNECTIONS = 2048  # beyond this uvicorn itself answers 503
+
+
+def impatient(protocol: Any) -> Any:
+    """uvicorn's protocol, closing connections that keep a request's head from being complete (Slowloris).
+
+    uvicorn itself waits for ever, since every byte that arrives stops its keep-alive clock.
+    """
+
+    class Impatient(protocol):  # type: ignore[misc]
+        clock: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.wind()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.stop()
+            elif self.clock is None:
+                self.wind()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.stop()
+            super().connection_lost(error)
+
+        def wind(self) -> None:
+            self.clock = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+
+        def stop(self) -> None:
+            if self.clock is not None:
+                self.clock.cancel()
+                self.clock = None
+
+    return Impatient
 
 
 class Server(uvicorn.Server):
@@ -49,27 +86,34 @@ def url_of(bound: socket.socket) -> str:
     return f"http://{name}:{port}/"
 
 
+def configure(app: ASGIApp, behind_proxy: bool = False) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        log_level="error",
+        access_log=False,  # addresses may hold people's e-mail addresses
+        server_header=False,
+        proxy_headers=behind_proxy,
+        forwarded_allow_ips="127.0.0.1,::1",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        limit_concurrency=CONNECTIONS,
+        ws="none",
+    )
+    config.load()
+    config.http_protocol_class = impatient(config.http_protocol_class)
+    return config
+
+
 def run(app: ASGIApp, bound: socket.socket, ready: Callable[[], None], behind_proxy: bool) -> None:
     """Serve until SIGTERM or Ctrl-C: requests in flight are finished, further ones refused.
 
     Returns after SIGTERM; raises KeyboardInterrupt after Ctrl-C.
     """
-    settings: dict[str, Any] = {
-        "lifespan": "on",
-        "log_config": None,
-        "log_level": "error",
-        "access_log": False,  # addresses may hold people's e-mail addresses
-        "server_header": False,
-        "proxy_headers": behind_proxy,
-        "forwarded_allow_ips": "127.0.0.1,::1",
-        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
-        "limit_concurrency": CONNECTIONS,
-        "ws": "none",
-    }
     # uvicorn raises the signal again when it has stopped: then it finds this handler, and the end is a quiet one.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        Server(uvicorn.Config(app, **settings), ready).run(sockets=[bound])
+        Server(configure(app, behind_proxy), ready).run(sockets=[bound])
     finally:
         signal.signal(signal.SIGTERM, before)
