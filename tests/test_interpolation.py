@@ -201,3 +201,17 @@ def test_what_is_no_walk(seeds, options, error, words):
 def test_keys_may_return_later():
     assert Path((1, 2, 1), 9).key_frames == [0, 4, 8]
     assert math.isclose(Path((1, 2, 1), 9).place(6)[1], 0.5)
+
+
+def test_walks_within_a_class(tmp_path):
+    import torch
+
+    from tpdne_cli.networks.stylegan2 import Config, Generator
+
+    torch.manual_seed(3)
+    config = Config(resolution=16, z_dim=8, w_dim=8, c_dim=3, mapping_layers=2, channel_base=128, channel_max=16)
+    models.save(tmp_path / "m.safetensors", "stylegan2", config, Generator(config).state_dict(), {})
+    sampler = Sampler(models.load(tmp_path / "m.safetensors"), Settings(class_index=2))
+    for method, space in WAYS:
+        first = next(Walker(sampler, Path((4, 5), 3, False, method, space))())
+        assert np.array_equal(first.pixels, next(sampler([4])).pixels) and first.recipe["class_index"] == 2
