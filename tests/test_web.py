@@ -19,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from tpdne_cli.errors import SettingsError
 from tpdne_cli.interpolation import interpolate
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.styles import Mixer, Mixture
+from tpdne_cli.training import stages
 from tpdne_cli.web import app as web
 from tpdne_cli.web import pages
 from tpdne_cli.web import server as server_room
@@ -457,6 +459,23 @@ def test_a_permalink_shows_its_seed_and_setting(ask):
     assert 'data-seed="alice@example.com"' in text and 'data-truncation="0.3"' in text
     assert 'src="/tiny/alice@example.com.png?truncation=0.3"' in text
     assert "does not exist" in text and "marked as synthetic" in text
+
+
+def test_stages_of_training_are_shown_where_they_were_kept(ask, sampler, tmp_path, monkeypatch):
+    for number, seen in enumerate([100, 200, 300, 400, 800, 1600, 3200, 6400]):
+        side = 8 * (4 if seen < 1000 else 8)
+        images.write_atomic(
+            tmp_path / f"samples-{seen:08d}.png", images.encode(np.full((side, side, 3), number, np.uint8))
+        )
+    pixels = stages.strip(tmp_path)
+    assert pixels.shape == (16, 48, 3)
+    assert list(pixels[0, ::8, 0]) == [0, 1, 3, 5, 6, 7], "evenly in proportion, the first and the last among them"
+    assert b"stages.webp" not in ask("/how").body and ask("/how/stages.webp").status == 404
+    monkeypatch.setattr(sampler.model, "path", tmp_path / "tiny.safetensors")
+    monkeypatch.setattr("sys.argv", ["stages", str(tmp_path), str(tmp_path / "tiny-stages.webp")])
+    stages.main()
+    assert b"/how/stages.webp" in ask("/how").body
+    assert images.is_marked(ask("/how/stages.webp").body)
 
 
 def test_text_is_compressed_and_images_are_not(ask):
