@@ -180,6 +180,7 @@ def test_candidates_count_on_from_the_last_seed():
     assert first([5], 3) == [5, 6, 7]
     assert first([9, 2, 4], 5) == [9, 2, 4, 5, 6]
     assert first(["ann", "bob"], 4) == ["ann", "bob", "bob#1", "bob#2"]
+    assert first(["ann", "ann#1"], 4) == ["ann", "ann#1", "ann#2", "ann#3"], "as --seed ann --count 4 has it"
     assert first([2**32 - 2], 5) == [2**32 - 2, 2**32 - 1], "there are no more"
     assert first(range(3), 4) == [0, 1, 2, 3]
 

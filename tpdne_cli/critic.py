@@ -134,10 +134,11 @@ def quantiles(scores: Iterable[float]) -> list[float]:
 
 def candidates(seeds: Sequence[Seed]) -> Iterator[Seed]:
     """The seeds, and then for as long as wanted those that follow the last one, as seeds.successors counts on."""
-    last = seeds[-1]
-    further: Iterable[Seed]
-    further = range(last + 1, MAX_SEED + 1) if isinstance(last, int) else (f"{last}#{k}" for k in count(1))
-    return chain(seeds, further)
+    first, last, number = seeds[0], seeds[-1], len(seeds)
+    if isinstance(last, int):
+        return chain(seeds, range(last + 1, MAX_SEED + 1))
+    text, k = (first, number) if last == f"{first}#{number - 1}" else (last, 1)
+    return chain(seeds, (f"{text}#{i}" for i in count(k)))
 
 
 class Judged:
