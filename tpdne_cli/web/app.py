@@ -110,6 +110,7 @@ class Site:
             if answers.matches(request, etag):
                 return answers.not_modified(etag, FOREVER)
         if entry is None:
+            self.studio.check_room(picture)
             entry = await self.in_time(request, self.studio.picture(picture))
         else:
             self.studio.metrics.add("tpdne_cache_total", result="hit")

@@ -72,8 +72,7 @@ class Batcher(Generic[Item, Result]):
 
     async def __call__(self, item: Item) -> Result:
         """What `run` makes of the item, or raises. Raises QueueFullError at once where too many wait."""
-        if len(self.waiting) >= self.limit:
-            raise QueueFullError(self.seconds_to_wait())
+        self.check_room()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self.waiting[future] = _Waiting(item, self.group(item), loop.time())
@@ -82,6 +81,11 @@ class Batcher(Generic[Item, Result]):
             return await future
         finally:
             self.waiting.pop(future, None)
+
+    def check_room(self) -> None:
+        """Raises QueueFullError where too many wait."""
+        if len(self.waiting) >= self.limit:
+            raise QueueFullError(self.seconds_to_wait())
 
     def seconds_to_wait(self) -> int:
         """How long the queue takes at its present pace, for Retry-After."""

@@ -87,6 +87,14 @@ class Studio:
         """Images that wait for the network."""
         return len(self._batcher.waiting)
 
+    def check_room(self, picture: Picture) -> None:
+        """Refuse a picture before any work is done for it: under overload most requests end here.
+
+        Raises QueueFullError.
+        """
+        if picture not in self._making:
+            self._batcher.check_room()
+
     def seconds_to_wait(self) -> int:
         return self._batcher.seconds_to_wait()
 
