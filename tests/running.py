@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,17 @@ def start(*arguments: object, cwd: Path, cold: bool = False, **environment: str)
     command = [*(COLD if cold else warm()), *map(str, arguments)]
     env = {**ENVIRONMENT, **environment}
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def pid_of(child: subprocess.Popen[bytes], file: Path) -> int:
+    """The process behind a warm child that was started with WARM_PID=file."""
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert time.monotonic() < deadline and child.poll() is None, "tpdne did not start"
+        time.sleep(0.001)
+    pid = int(file.read_text())
+    file.unlink()
+    return pid
 
 
 def children(pid: int) -> list[int]:

@@ -71,6 +71,81 @@ def test_an_error_in_an_encoder_reaches_the_caller():
     assert seen == [0, 1, 2, 3, 4], "what came before is delivered"
 
 
+def test_what_finds_no_memory_beside_the_network_is_done_between_its_batches():
+    mine, tried = threading.get_ident(), []
+
+    def work(i):
+        tried.append(i)
+        if i % 3 == 0 and threading.get_ident() != mine:
+            raise MemoryError
+        return i
+
+    assert list(in_order(work, range(20))) == list(range(20))
+    assert len(tried) == 27
+
+
+def test_where_no_thread_can_be_started_the_caller_works(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert list(in_order(lambda i: (i, threading.get_ident()), range(5))) == [
+        (i, threading.get_ident()) for i in range(5)
+    ]
+
+
+def test_an_encoder_without_memory_is_told_from_an_image_that_cannot_be(monkeypatch, tmp_path):
+    from tpdne_cli import images
+    from tpdne_cli.errors import ImageError
+
+    genuine, calls = images.encode, []
+
+    def encode(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ImageError("An image cannot be written as png (out of memory when writing image file): use png.")
+        return genuine(*arguments)
+
+    monkeypatch.setattr(images, "encode", encode)
+    placed = [(s, tmp_path / f"{s.seed}.png") for s in samples(4)]
+    assert [done.path for done in write_files(placed, Encoding(), workers=1)] == [path for _, path in placed]
+    monkeypatch.setattr(images, "encode", lambda *_: (_ for _ in ()).throw(ImageError("Pixels make no image.")))
+    with pytest.raises(ImageError, match="no image"):
+        list(write_files(placed, Encoding(), replace=True))
+
+
+def test_an_error_where_images_are_made_comes_after_what_was_made():
+    def failing():
+        yield from range(7)
+        raise RuntimeError("the network failed")
+
+    seen = []
+    with pytest.raises(RuntimeError, match="network"):
+        for i in in_order(lambda i: time.sleep(0.01) or i, failing()):
+            seen.append(i)
+    assert seen == list(range(7))
+
+
+def test_all_files_that_are_there_are_told_before_the_error(tmp_path, monkeypatch):
+    from tpdne_cli import pipeline
+
+    genuine = pipeline.write_atomic
+
+    def failing(path, *rest, **settings):
+        if path.name == "3.png":
+            time.sleep(0.05)  # others overtake it
+            raise OutputError("The disk is full.")
+        genuine(path, *rest, **settings)
+
+    monkeypatch.setattr(pipeline, "write_atomic", failing)
+    placed = ((s, tmp_path / f"{s.seed}.png") for s in samples(1000))
+    told = []
+    with pytest.raises(OutputError, match="full"):
+        for done in write_files(placed, Encoding(), workers=3):
+            told.append(done.path.name)
+    assert sorted(told) == sorted(p.name for p in tmp_path.iterdir()) and 3 <= len(told) < 500
+
+
 def test_files_hold_the_pixels_and_are_described_truly(tmp_path):
     placed = [(s, tmp_path / "deep" / f"{s.seed}.png") for s in samples(5)]
     for done, (sample, path) in zip(write_files(placed, Encoding()), placed, strict=True):

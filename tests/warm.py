@@ -97,6 +97,9 @@ def call(address: str, arguments: list[str]) -> None:
     socket.send_fds(connection, [json.dumps(message).encode()], [0, 1, 2])
     lines = connection.makefile("rb")
     pid = int(lines.readline())
+    if path := os.environ.get("WARM_PID"):  # a test wants to kill or to watch the process itself
+        with open(path, "w") as file:  # noqa: PTH123
+            file.write(f"{pid}\n")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os.kill(pid, number))
     status = int(lines.readline())

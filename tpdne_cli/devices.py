@@ -177,6 +177,8 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":  # what keep_freed_memory keeps, threads and encoders may need now
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @functools.cache
@@ -212,6 +214,13 @@ def _control_group(name: str) -> list[int]:
         return []
 
 
+def _address_space_is_limited() -> bool:
+    """Whether `ulimit -v` or a batch system bounds this process."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back after every layer.
@@ -222,6 +231,9 @@ def keep_freed_memory() -> None:
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
+        if _address_space_is_limited():  # there, what is kept is missing elsewhere
+            libc.mallopt(-8, 1)  # M_ARENA_MAX: threads reserve no 64 MB each
+            return
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
         libc.mallopt(-2, 64 << 20)  # M_TOP_PAD: grow it in large steps

@@ -10,14 +10,17 @@ import hashlib
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, BinaryIO, TypeVar
 
 from tpdne_cli import images
-from tpdne_cli.errors import OutputError
+from tpdne_cli.errors import ImageError, OutputError
 from tpdne_cli.files import write_atomic
 from tpdne_cli.sampler import Sample
 
@@ -25,6 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKERS = 2  # encoders are several times faster than a CPU's network; a GPU wants more
+OUT_OF_MEMORY = ("out of memory", "codec configuration error")  # in the words of Pillow's encoders
 WINDOW = 64  # images that may wait for an encoder or for their turn
 
 
@@ -39,7 +43,12 @@ class Encoding:
 
     def __call__(self, sample: Sample) -> bytes:
         recipe = sample.recipe if self.metadata else None
-        return images.encode(sample.pixels, self.format, self.quality, recipe, self.size)
+        try:
+            return images.encode(sample.pixels, self.format, self.quality, recipe, self.size)
+        except ImageError as error:
+            if any(sign in str(error) for sign in OUT_OF_MEMORY):
+                raise MemoryError(str(error)) from None
+            raise
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,10 @@ def in_order(
 ) -> Iterator[R]:
     """map(function, items) on threads, results in order, at most `window` items ahead of the reader.
 
-    Where the items end in an error, what came before is still delivered; so it is where the function raises one.
+    Where the items end in an error, what came before is still delivered; so it is where the function raises one. What
+    finds no memory beside the work that makes the items is tried once more by the caller's thread, between them.
     """
-    pending: deque[Future[R]] = deque()
+    pending: deque[tuple[Future[R], T]] = deque()
     failure: Exception | None = None
 
     def until_failure() -> Iterator[T]:
@@ -92,19 +102,68 @@ def in_order(
         except Exception as error:
             failure = error
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+    def first() -> R:
+        future, item = pending.popleft()
+        try:
+            return future.result()
+        except MemoryError:
+            return function(item)
+
+    with _threads(function, workers) as submit:
         try:
             for item in until_failure():
-                pending.append(pool.submit(function, item))
-                while pending and (len(pending) >= window or pending[0].done()):
-                    yield pending.popleft().result()
+                pending.append((submit(item), item))
+                while pending and (len(pending) >= window or pending[0][0].done()):
+                    yield first()
             while pending:
-                yield pending.popleft().result()
+                yield first()
             if failure is not None:
                 raise failure
         finally:  # an error, or a reader that went away: what has not begun never will
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()
+
+
+@contextmanager
+def _threads(function: Callable[[T], R], workers: int) -> Iterator[Callable[[T], Future[R]]]:
+    """A function that gives an item to a thread; where the system grants no thread, it does the work itself.
+
+    (ThreadPoolExecutor starts its threads late, when there may be no room for them, and forgets the item then.)
+    """
+    tasks: SimpleQueue[tuple[Future[R], T] | None] = SimpleQueue()
+    threads: list[Thread] = []
+
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            perform(*task)
+
+    def perform(future: Future[R], item: T) -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def submit(item: T) -> Future[R]:
+        future: Future[R] = Future()
+        if threads:
+            tasks.put((future, item))
+        else:
+            perform(future, item)
+        return future
+
+    with suppress(RuntimeError):
+        for number in range(workers):
+            thread = Thread(target=work, name=f"worker-{number}", daemon=True)
+            thread.start()
+            threads.append(thread)
+    try:
+        yield submit
+    finally:
+        for _ in threads:
+            tasks.put(None)
+        for thread in threads:
+            thread.join()
 
 
 def describe(sample: Sample, path: Path | None, data: bytes, encoding: Encoding) -> Written:
@@ -130,6 +189,8 @@ def write_files(
             return None
         try:
             return _write_file(*item, encoding, replace)
+        except MemoryError:
+            raise
         except Exception as error:
             failures.append(error)
             return None

@@ -35,8 +35,12 @@ class Interruption:
         self.asked = True
         self.output.note("Finishing the images in flight; once more stops at once.")
 
+    def stop(self) -> None:
+        """End the items without a word."""
+        self.asked = True
+
     def until(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, up to a signal: then Interrupted is raised."""
+        """The items, up to a signal or `stop`: then Interrupted is raised."""
         for item in items:
             if self.asked:
                 raise Interrupted

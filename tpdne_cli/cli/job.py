@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tpdne_cli import models
@@ -35,34 +35,20 @@ class Job:
     force: bool = False
     archive: bool = False  # on standard output: a tar archive, not the bytes of one image
     again: str = "the same command with --skip-existing goes on"
-    there: int = 0  # images that exist by now
+    there: int = field(default=0, init=False)  # images that exist by now
+    sampler: Sampler | Fleet = field(init=False)
+    encoding: Encoding = field(init=False)
+    resolution: int = field(init=False)
 
     def run(self, work: Work, note: str = "") -> int:
         """Exit code: 0 all written, 130 interrupted. Raises the library's errors."""
-        from tpdne_cli.fleet import assemble
-        from tpdne_cli.pipeline import Encoding
-        from tpdne_cli.sampler import Settings
-
-        given = self.settings
-        encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
-        settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
-        model = models.load(self.model)
-        sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"], len(work))
+        self.load(len(work))
         if note:
             self.output.note(note)
-        finished = self.finished(work, sampler, encoding, model.resolution) if self.skip else frozenset()
+        finished = self.finished(work) if self.skip else frozenset()
         self.there = len(finished)
         try:
-            with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
-                todo = [item for item in work if item[1] not in finished]
-                results = self.write(todo, sampler, encoding, interruption)
-                self.output.start(len(todo))
-                for seed, name in work:
-                    if name not in finished:
-                        self.report(next(results), manifest)
-                    elif self.manifest is not None:
-                        manifest.add(self.described(seed, name, sampler, encoding, model.resolution))
-                next(results, None)  # the end of an archive
+            self.deliver(work, finished)
         except (Interrupted, KeyboardInterrupt):
             self.output.finish()
             self.output.warning(f"Interrupted: {self.progress(len(work))}.")
@@ -78,32 +64,19 @@ class Job:
             self.output.finish()
         return 0
 
-    def write(
-        self, work: Work, sampler: Sampler | Fleet, encoding: Encoding, interruption: Interruption
-    ) -> Iterator[Written]:
-        """The images of the work, in order, as each is written."""
-        from tpdne_cli.pipeline import write_files, write_stream
+    def load(self, count: int) -> None:
+        """Everything that can fail before the first image is made."""
+        from tpdne_cli.fleet import assemble
+        from tpdne_cli.pipeline import Encoding
+        from tpdne_cli.sampler import Settings
 
-        def placed() -> Iterator[tuple[Sample, str]]:
-            samples = sampler(interruption.until(seed for seed, _ in work))
-            for (seed, name), sample in zip(work, samples, strict=True):
-                assert sample.seed == seed, "an image would get the name of another"
-                yield sample, name
+        given, model = self.settings, models.load(self.model)
+        settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
+        self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
+        self.resolution = model.resolution
+        self.sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"], count)
 
-        if self.target.is_stdout:
-            return write_stream(placed(), encoding, cast(BinaryIO, Stdout()), tar=self.archive)
-        paths = ((sample, self.target.path(name)) for sample, name in placed())
-        return write_files(paths, encoding, replace=self.force)
-
-    def report(self, written: Written, manifest: Manifest) -> None:
-        self.there += 1
-        record = written.record()
-        manifest.add(record)
-        if not self.target.is_stdout:
-            self.output.result(written.name or "", record)
-        self.output.advance()
-
-    def finished(self, work: Work, sampler: Sampler | Fleet, encoding: Encoding, resolution: int) -> Collection[str]:
+    def finished(self, work: Work) -> Collection[str]:
         """Names of the images that are there. Raises OutputError where something else has such a name."""
         from tpdne_cli.resume import INCIDENTAL, objection
 
@@ -113,20 +86,62 @@ class Job:
             path = self.target.path(name)
             if not path.exists():
                 continue
-            if reason := objection(path, sampler.recipe(seed), encoding, resolution, ignored):
+            if reason := objection(path, self.sampler.recipe(seed), self.encoding, self.resolution, ignored):
                 raise OutputError(f"{path} {reason}: move it away, or give --force in place of --skip-existing.")
             names.add(name)
         if names:
             self.output.note(f"{len(names)} of {len(work)} images are there already.")
         return names
 
-    def described(
-        self, seed: Seed, name: str, sampler: Sampler | Fleet, encoding: Encoding, resolution: int
-    ) -> dict[str, Any]:
+    def deliver(self, work: Work, finished: Collection[str]) -> None:
+        """Write what is not there yet, and report all in the order of the work. Raises Interrupted."""
+        with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
+            todo = [item for item in work if item[1] not in finished]
+            results = self.write(todo, interruption)
+            self.output.start(len(todo))
+            try:
+                for seed, name in work:
+                    if name not in finished:
+                        self.report(next(results), manifest)
+                    elif self.manifest is not None:
+                        manifest.add(self.described(seed, name))
+                    if manifest.failure is not None:
+                        interruption.stop()
+                next(results, None)  # the end of an archive
+            except Interrupted:
+                if manifest.failure is None:
+                    raise
+            if manifest.failure is not None:
+                raise manifest.failure
+
+    def write(self, work: Work, interruption: Interruption) -> Iterator[Written]:
+        """The images of the work, in order, as each is written."""
+        from tpdne_cli.pipeline import write_files, write_stream
+
+        def placed() -> Iterator[tuple[Sample, str]]:
+            samples = self.sampler(interruption.until(seed for seed, _ in work))
+            for (seed, name), sample in zip(work, samples, strict=True):
+                assert sample.seed == seed, "an image would get the name of another"
+                yield sample, name
+
+        if self.target.is_stdout:
+            return write_stream(placed(), self.encoding, cast(BinaryIO, Stdout()), tar=self.archive)
+        paths = ((sample, self.target.path(name)) for sample, name in placed())
+        return write_files(paths, self.encoding, replace=self.force)
+
+    def report(self, written: Written, manifest: Manifest) -> None:
+        self.there += 1
+        record = written.record()
+        manifest.add(record)
+        if not self.target.is_stdout:
+            self.output.result(written.name or "", record)
+        self.output.advance()
+
+    def described(self, seed: Seed, name: str) -> dict[str, Any]:
         """The manifest's record of an image that an earlier run made."""
         from tpdne_cli.resume import describe
 
-        return describe(self.target.path(name), sampler.recipe(seed), encoding, resolution).record()
+        return describe(self.target.path(name), self.sampler.recipe(seed), self.encoding, self.resolution).record()
 
     def progress(self, total: int) -> str:
         if self.target.is_stdout:

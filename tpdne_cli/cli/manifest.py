@@ -26,15 +26,15 @@ class Manifest:
 
     def __init__(self, path: str | None, file: BinaryIO | None) -> None:
         self.path, self.file = path, file
+        self.failure: OutputError | None = None  # kept for later: images in flight are still to be finished and told
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Raises OutputError where the line cannot be written."""
-        if self.file is None:
+        if self.file is None or self.failure is not None:
             return
         try:
             self.file.write((json.dumps(record) + "\n").encode())
         except OSError as error:
-            raise OutputError(f"The manifest {self.path} cannot be written: {error.strerror}.") from None
+            self.failure = OutputError(f"The manifest {self.path} cannot be written: {error.strerror}.")
 
 
 @contextmanager

@@ -126,8 +126,9 @@ class Output:
         """Show a bar with rate and time left; only where stderr is a terminal."""
         from tqdm import tqdm
 
+        tqdm.monitor_interval = 0  # a thread that watches bars with many steps between two looks; ours has one
         disable = None if self.wants_progress else True  # None: tqdm asks whether it writes to a terminal
-        self.bar = tqdm(total=total, unit=unit, disable=disable, dynamic_ncols=True, smoothing=0.1)
+        self.bar = tqdm(total=total, unit=unit, disable=disable, dynamic_ncols=True, smoothing=0.1, miniters=1)
 
     def advance(self) -> None:
         if self.bar is not None:
