@@ -62,7 +62,7 @@ class Critic:
         network = models.blueprint(header.arch, header.config, str(path))
         models.check_shapes(network, header.shapes, str(path))
         _check_kinship(network.config, model, path)
-        network = models._build(header.arch, header.config, safetensors.read_tensors(path), str(path))
+        network = models.build(header.arch, header.config, safetensors.read_tensors(path), str(path))
         # Trained on groups of images, it looks at their variety; alone, an image's score depends on itself only.
         network.get_submodule("b4").group = 1  # type: ignore[assignment]
         return cls(path, network.to(devices.choose(device)), _quantiles(header.meta, path))

@@ -1,26 +1,31 @@
 """The registry: name or file -> generator, checked and ready.
 
-A model is looked for among the bundled generators (weights/), then as a file. Opening a file never runs code from it,
-and nothing larger than its header is read before its shapes are known to be those of the network it describes.
+A model is looked for among the bundled generators (weights/), then among those that the user has installed, then as
+a file of any format that the readers know. Opening a file never runs code from it, and no memory is taken for a network
+before the file's shapes are known to be those of the network that it describes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpdne_cli import store
 from tpdne_cli.errors import CheckpointError, ModelNotFoundError
+from tpdne_cli.store import CRITIC_SUFFIX as CRITIC_SUFFIX
+from tpdne_cli.store import file_sha256 as file_sha256
 
 if TYPE_CHECKING:
     from torch import nn
 
-CRITIC_SUFFIX = "-critic"
+    from tpdne_cli.checkpoints import Checkpoint
+
+LATENTS_FOR_MEAN = 10_000
 
 
 @dataclass
@@ -52,15 +57,10 @@ class Model:
         """The psi that its makers chose for it."""
         return float(self.info.get("truncation", 1.0))
 
-
-@dataclass
-class Entry:
-    """A model as the registry lists it, not yet loaded."""
-
-    name: str
-    path: Path
-    origin: str  # 'bundled', or where it came from
-    header: dict[str, Any] = field(default_factory=dict)
+    @property
+    def truncation_cutoff(self) -> int | None:
+        """The number of layers that its makers truncated; None: all."""
+        return self.info.get("truncation_cutoff")
 
 
 def weights_dir() -> Path:
@@ -69,16 +69,27 @@ def weights_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "weights"
 
 
+def _in(folder: Path) -> list[str]:
+    return [p.stem for p in sorted(folder.glob("*.safetensors")) if not p.stem.endswith(CRITIC_SUFFIX)]
+
+
+def bundled() -> list[str]:
+    """Names of the generators that come with the package."""
+    return _in(weights_dir())
+
+
 def names() -> list[str]:
     """Names of all installed generators, bundled ones first."""
-    return [p.stem for p in sorted(weights_dir().glob("*.safetensors")) if not p.stem.endswith(CRITIC_SUFFIX)]
+    mine = bundled()
+    return [*mine, *(name for name in _in(store.models_dir()) if name not in mine)]
 
 
 def find(name: str | os.PathLike[str]) -> Path:
     """The file of an installed name, or of a path. Raises ModelNotFoundError."""
     text = os.fspath(name)
-    if text in names():
-        return weights_dir() / f"{text}.safetensors"
+    for folder in (weights_dir(), store.models_dir()):
+        if store.is_name(text) and (folder / f"{text}.safetensors").is_file():
+            return folder / f"{text}.safetensors"
     path = Path(text)
     if path.is_file():
         return path
@@ -89,15 +100,6 @@ def find(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def load(name: str | os.PathLike[str] = "faces") -> Model:
     """A generator by installed name or by file.
 
@@ -106,26 +108,48 @@ def load(name: str | os.PathLike[str] = "faces") -> Model:
     path = find(name)
     text = os.fspath(name)
     arch, config, tensors, info = _open(path)
-    generator = _build(arch, config, tensors, os.fspath(path))
+    generator = build(arch, config, tensors, os.fspath(path))
     return Model(text if text in names() else path.stem, path, arch, generator, info, file_sha256(path))
 
 
 def describe(name: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of itself, without reading its tensors. Raises as load does."""
-    from tpdne_cli.checkpoints.safetensors import read_header
-
     path = find(name)
-    header = read_header(path)
+    arch, config, shapes, meta = _read_description(path)
     return {
         "name": path.stem,
         "path": str(path),
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
-        "arch": header.arch,
-        "config": header.config,
-        "parameters": sum(_product(shape) for shape in header.shapes.values()),
-        **header.meta,
+        "arch": arch,
+        "config": config,
+        "parameters": sum(_product(shape) for shape in shapes.values()),
+        **meta,
+        **store.read_json(store.record_path(path)),
     }
+
+
+def _read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, tuple[int, ...]], dict[str, Any]]:
+    """(arch, config, shapes, meta): of our own files the header alone, of others what their reader finds."""
+    from tpdne_cli.checkpoints import safetensors, sniff
+
+    if is_ours(path):
+        header = safetensors.read_header(path)
+        return header.arch, header.config, header.shapes, header.meta
+    checkpoint = sniff.read(path)
+    shapes = {name: array.shape for name, array in checkpoint.tensors.items()}
+    return checkpoint.arch, checkpoint.config, shapes, checkpoint.meta
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is safetensors, told by its first bytes."""
+    from tpdne_cli.checkpoints.safetensors import is_safetensors
+
+    try:
+        with path.open("rb") as file:
+            return is_safetensors(file.read(9))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -133,14 +157,41 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _open(path: Path) -> tuple[str, dict[str, Any], Mapping[str, Any], dict[str, Any]]:
-    """(arch, config, tensors, info) of a file, its shapes checked against the network before they are read."""
-    from tpdne_cli.checkpoints import safetensors
+    """(arch, config, tensors, info) of a file, its shapes checked against the network it describes."""
+    from tpdne_cli.checkpoints import safetensors, sniff
 
+    if not is_ours(path):
+        checkpoint = sniff.read(path)
+        tensors = with_mean_w(checkpoint, str(path))
+        shapes = {name: array.shape for name, array in tensors.items()}
+        check_shapes(blueprint(checkpoint.arch, checkpoint.config, str(path)), shapes, str(path))
+        return checkpoint.arch, checkpoint.config, tensors, checkpoint.meta
     header = safetensors.read_header(path)
     if header.arch in safetensors.CRITICS:
         raise CheckpointError(f"{path} holds a critic, not a generator: name the file without {CRITIC_SUFFIX!r}.")
     check_shapes(blueprint(header.arch, header.config, str(path)), header.shapes, str(path))
     return header.arch, header.config, safetensors.read_tensors(path), header.meta
+
+
+def with_mean_w(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
+    """A checkpoint's tensors with a truncation centre: where it has none, the mean w of the seeds 0 to 9,999."""
+    import numpy as np
+    import torch
+
+    from tpdne_cli.seeds import latents
+
+    tensors = checkpoint.tensors
+    if "mapping.w_avg" in tensors or not tensors:
+        return tensors
+    tensors["mapping.w_avg"] = np.zeros(int(checkpoint.config.get("w_dim", 512)), np.float32)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    check_shapes(blueprint(checkpoint.arch, checkpoint.config, source), shapes, source)
+    generator: Any = build(checkpoint.arch, checkpoint.config, tensors, source)
+    z = torch.from_numpy(latents(range(LATENTS_FOR_MEAN), generator.config.z_dim).astype(np.float32))
+    with torch.enable_grad():  # matrix products instead of the row-by-row sums that generation needs
+        means = [generator.mapping(part)[:, 0].double().mean(0) for part in z.chunk(10)]
+    tensors["mapping.w_avg"] = torch.stack(means).mean(0).float().numpy()
+    return tensors
 
 
 def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
@@ -161,14 +212,18 @@ def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
 
 
 def _network(arch: str, source: str) -> tuple[Any, Any]:
-    from tpdne_cli.networks import stylegan2
+    """(network, its Config) by the name that files use."""
+    from tpdne_cli.networks import stylegan1, stylegan2, stylegan3
 
-    networks = {"stylegan2": stylegan2, "stylegan2-discriminator": stylegan2}
-    if arch not in networks:
-        raise CheckpointError(f"{source} holds a {arch!r} network; tpdne knows {', '.join(networks)}.")
-    if arch == "stylegan2-discriminator":
-        return stylegan2.Discriminator, stylegan2.DiscriminatorConfig
-    return networks[arch].Generator, networks[arch].Config
+    known: dict[str, tuple[Any, Any]] = {
+        "stylegan1": (stylegan1.Generator, stylegan1.Config),
+        "stylegan2": (stylegan2.Generator, stylegan2.Config),
+        "stylegan2-discriminator": (stylegan2.Discriminator, stylegan2.DiscriminatorConfig),
+        "stylegan3": (stylegan3.Generator, stylegan3.Config),
+    }
+    if arch not in known:
+        raise CheckpointError(f"{source} holds a {arch!r} network; tpdne knows {', '.join(known)}.")
+    return known[arch]
 
 
 def check_shapes(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -185,7 +240,7 @@ def check_shapes(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], sour
             )
 
 
-def _build(arch: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str) -> nn.Module:
+def build(arch: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str) -> nn.Module:
     """The network with its tensors, float32, frozen."""
     import numpy as np
     import torch
@@ -197,7 +252,9 @@ def _build(arch: str, config: Mapping[str, Any], tensors: Mapping[str, Any], sou
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {name}.")
-        state[name] = torch.from_numpy(np.asarray(array, dtype=np.float32))
+        # A copy where the array is a view of the file, which may change or go away.
+        convert = np.asarray if array.flags.writeable else np.array
+        state[name] = torch.from_numpy(convert(array, dtype=np.float32))
     network.load_state_dict(state, strict=True, assign=True)
     return prepare(network)
 

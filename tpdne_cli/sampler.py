@@ -49,12 +49,16 @@ class Settings:
         if not np.isfinite(psi):
             raise SettingsError(f"The truncation {psi} is not a number: 0 gives the average image, 1 the full variety.")
         num_ws = model.generator.num_ws
-        if self.truncation_cutoff is not None and not 0 <= self.truncation_cutoff <= num_ws:
-            cutoff = self.truncation_cutoff
+        cutoff = self.truncation_cutoff
+        if self.truncation is None and cutoff is None:  # a cutoff of the model's makers belongs to their psi
+            cutoff = model.truncation_cutoff
+        if cutoff is not None and not 0 <= cutoff <= num_ws:
             raise SettingsError(f"The truncation cutoff {cutoff} is outside 0..{num_ws}, {model.name}'s layers.")
         if self.noise not in NOISE_MODES:
             raise SettingsError(f"The noise mode {self.noise!r} is none of {', '.join(NOISE_MODES)}.")
-        return dataclasses.replace(self, truncation=float(psi), class_index=self._class(model))
+        return dataclasses.replace(
+            self, truncation=float(psi), truncation_cutoff=cutoff, class_index=self._class(model)
+        )
 
     def _class(self, model: Model) -> int | None:
         classes = model.config.c_dim

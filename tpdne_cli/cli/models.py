@@ -1,8 +1,10 @@
-"""`tpdne models`: what is installed."""
+"""`tpdne models`: what is installed, and how to bring in more."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,8 +12,12 @@ import click
 from tpdne_cli import models as registry
 from tpdne_cli.cli.generate import complete_model
 from tpdne_cli.cli.output import Output
+from tpdne_cli.errors import SettingsError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+name_option = click.option("--name", metavar="N", help="What to call it (default: what its file is called).")
+force_option = click.option("--force", is_flag=True, help="Replace an installed generator of that name.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
 model_argument = click.argument("model", shell_complete=complete_model)
 
 
@@ -27,11 +33,11 @@ def list_models(as_json: bool) -> None:
     output = Output(as_json)
     rows = []
     for name in registry.names():
-        info = registry.describe(name)
-        size = info["config"]["resolution"]
+        about = registry.describe(name)
         if as_json:
-            output.result(name, summary(info))
-        rows.append((name, f"{size}x{size}", f"{info['bytes'] / 1e6:.1f} MB", str(info.get("licence", "-"))))
+            output.result(name, summary(about))
+        size = about["config"]["resolution"]
+        rows.append((name, f"{size}x{size}", f"{about['bytes'] / 1e6:.1f} MB", str(about.get("licence", "not known"))))
     if not as_json:
         output.table([("NAME", "PIXELS", "SIZE", "LICENCE"), *rows])
 
@@ -56,15 +62,136 @@ def path(model: str) -> None:
     Output().result(str(registry.find(model).resolve()))
 
 
-def summary(info: dict[str, Any]) -> dict[str, Any]:
+@models.command("import")
+@click.argument("source", metavar="FILE|URL")
+@name_option
+@click.option("--licence", metavar="TEXT", help="Note under which licence it was published.")
+@force_option
+@quiet_option
+def import_model(source: str, name: str | None, licence: str | None, force: bool, quiet: bool) -> None:
+    """Install a generator from a file of any known format; none of its code is run.
+
+    \b
+    tpdne models import ~/Downloads/afhqcat.pkl --name afhqcat --licence non-commercial
+    """
+    from tpdne_cli import installing, store
+
+    output = Output(quiet=quiet)
+    if "://" in source:
+        title = store.check_name(name) if name is not None else store.name_for(source.split("?")[0].rsplit("/", 1)[-1])
+        file = fetch(source, output)
+        output.result(str(installing.install(file, title, source, licence, force)))
+        return
+    if not Path(source).is_file():
+        raise SettingsError(f"There is no file {source}: name the generator's file, or its address.")
+    output.result(str(installing.install(source, name, None, licence, force)))
+
+
+@models.command("pull")
+@click.argument("name", required=False)
+@click.option("--accept-licence", is_flag=True, help="Agree to the licence shown, for scripts.")
+@force_option
+@json_option
+@quiet_option
+def pull(name: str | None, accept_licence: bool, force: bool, as_json: bool, quiet: bool) -> None:
+    """Download and install a published generator; without NAME, list what there is."""
+    from tpdne_cli import catalogue, installing
+
+    output = Output(as_json, quiet)
+    if name is None:
+        rows = [("NAME", "PIXELS", "LICENCE")]
+        for entry in catalogue.ENTRIES:
+            record = {"name": entry.name, "url": entry.url, "resolution": entry.resolution, "licence": entry.licence}
+            if as_json:
+                output.result(entry.name, record)
+            rows.append((entry.name, f"{entry.resolution}x{entry.resolution}", entry.licence))
+        if not as_json:
+            output.table(rows)
+        return
+    entry = catalogue.find(name)
+    agree(output, entry.name, entry.licence, accept_licence)
+    file = fetch(entry.url, output)
+    output.result(str(installing.install(file, entry.name, entry.url, entry.licence, force)))
+
+
+def agree(output: Output, name: str, licence: str, accepted: bool) -> None:
+    """Show the licence; go on only if the user agrees. Raises SettingsError where nobody can be asked."""
+    output.note(f"{name} is published under: {licence}.")
+    if accepted:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise SettingsError(f"{name} has a licence of its own ({licence}): --accept-licence agrees to it.")
+    if not click.confirm("Do you accept this licence?", err=True):
+        raise click.Abort
+
+
+def fetch(url: str, output: Output) -> Path:
+    """The file behind an address, with a bar while it comes."""
+    from tpdne_cli import download
+
+    output.note(f"Fetching {url.split('?')[0]}")
+    started = False
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal started
+        if not started:
+            output.start(total or 0, unit="B")
+            started = True
+        if output.bar is not None:
+            output.bar.update(done - output.bar.n)
+
+    try:
+        file, _ = download.fetch(url, progress)
+    finally:
+        output.finish()
+    return file
+
+
+@models.command("verify")
+@click.argument("model", required=False, shell_complete=complete_model)
+@json_option
+def verify(model: str | None, as_json: bool) -> None:
+    """Check a generator's file, or all that are installed: hash, shapes, numbers."""
+    from tpdne_cli import installing
+
+    output = Output(as_json)
+    for name in [model] if model is not None else registry.names():
+        found = installing.verify(name)
+        known = "as it was installed" if found["recorded"] else "whole"
+        output.result(f"{name}: {known}, sha256 {found['sha256']}", found)
+
+
+@models.command("remove")
+@click.argument("model", shell_complete=complete_model)
+@quiet_option
+def remove(model: str, quiet: bool) -> None:
+    """Delete an installed generator; bundled ones stay."""
+    from tpdne_cli import installing
+
+    installing.remove(model)
+    Output(quiet=quiet).note(f"{model} is removed.")
+
+
+@models.command("clear-cache")
+@quiet_option
+def clear_cache(quiet: bool) -> None:
+    """Delete what was downloaded; installed generators stay."""
+    from tpdne_cli import installing
+
+    count, size = installing.clear_cache()
+    Output(quiet=quiet).note(f"{count} files of {size / 1e6:.1f} MB are gone.")
+
+
+def summary(about: dict[str, Any]) -> dict[str, Any]:
     """What a list says of one model."""
     return {
-        "name": info["name"],
-        "path": info["path"],
-        "resolution": info["config"]["resolution"],
-        "bytes": info["bytes"],
-        "sha256": info["sha256"],
-        "licence": info.get("licence"),
+        "name": about["name"],
+        "path": about["path"],
+        "resolution": about["config"]["resolution"],
+        "bytes": about["bytes"],
+        "sha256": about["sha256"],
+        "licence": about.get("licence"),
+        "origin": about.get("origin", "bundled"),
     }
 
 

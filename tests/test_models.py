@@ -1,0 +1,173 @@
+"""models.py and installing.py: from a name or any published file to images, without the code that wrote it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_writers import nvidia, rosinality, tensorflow
+from conftest import golden, load_tensors
+
+from tpdne_cli import installing, models, store
+from tpdne_cli.cli import run
+from tpdne_cli.errors import CheckpointError, ModelNotFoundError, OutputError, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TPDNE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def images(model, io, psi=1):
+    with torch.inference_mode():
+        ws = model.generator.mapping(io["z"], io.get("c"), psi)
+        return model.generator.synthesis(ws)
+
+
+@pytest.mark.parametrize(
+    "name", ["sg2_skip", "sg2_resnet_clamp", "sg2_cond", "sg2_from_sg3repo", "sg3_t", "sg3_r_small"]
+)
+def test_published_pickles_give_the_published_images(tmp_path, name):
+    (tmp_path / "x.bin").write_bytes(nvidia(golden(name)))
+    model = models.load(tmp_path / "x.bin")
+    io = load_tensors(golden(name) / "io.safetensors")
+    torch.testing.assert_close(images(model, io), io["img_psi1_const"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tf_sg2_skip", "tf_sg2_resnet", "tf_sg1_32"])
+def test_tensorflow_pickles_give_the_published_images(tmp_path, name):
+    (tmp_path / "x.pkl").write_bytes(tensorflow(golden(name)))
+    model = models.load(tmp_path / "x.pkl")
+    io = load_tensors(golden(name) / "io.safetensors")
+    key = next(k for k in sorted(io) if k.startswith("img_psi1") and "none" not in k)
+    torch.testing.assert_close(images(model, io), io[key], atol=1e-4, rtol=0)
+
+
+def test_rosinality_without_a_mean_gets_the_mean_of_fixed_seeds(tmp_path):
+    path = tmp_path / "train.pt"
+    path.write_bytes(rosinality(golden("rosinality_tiny")))
+    model = models.load(path)
+    with torch.inference_mode():
+        w = model.generator.mapping(torch.from_numpy(np.random.RandomState(1).randn(4000, model.config.z_dim)))[:, 0]
+    assert (w.mean(0) - model.generator.mapping.w_avg).abs().max() < 6 * w.std() / 4000**0.5
+
+
+def test_import_keeps_the_images_and_notes_where_they_came_from(tmp_path):
+    source = tmp_path / "Some Cats (v2).PKL"
+    source.write_bytes(nvidia(golden("sg2_skip"), golden("disc_resnet")))
+    path = installing.install(source, licence="non-commercial")
+    assert path.name == "some-cats-v2.safetensors"
+    assert "some-cats-v2" in models.names()
+    io = load_tensors(golden("sg2_skip") / "io.safetensors")
+    torch.testing.assert_close(images(models.load("some-cats-v2"), io), io["img_psi1_const"], atol=1e-4, rtol=0)
+    about = models.describe("some-cats-v2")
+    assert about["licence"] == "non-commercial" and about["origin"] == str(source)
+    assert about["source_sha256"] == store.file_sha256(source)
+    critic = path.with_name("some-cats-v2-critic.safetensors")
+    assert critic.exists() and "some-cats-v2-critic" not in models.names()
+    assert installing.verify("some-cats-v2")["recorded"]
+    assert installing.remove("some-cats-v2") and not path.exists() and not critic.exists()
+    with pytest.raises(ModelNotFoundError):
+        models.load("some-cats-v2")
+
+
+def test_importing_again_is_the_same_model(tmp_path, tiny_model):
+    first = installing.install(tiny_model, "a").read_bytes()
+    assert installing.install(store.models_dir() / "a.safetensors", "b").read_bytes() == first
+
+
+def test_taken_and_impossible_names(tmp_path, tiny_model):
+    installing.install(tiny_model, "mine")
+    with pytest.raises(OutputError, match="--force"):
+        installing.install(tiny_model, "mine")
+    installing.install(tiny_model, "mine", replace=True)
+    for name in ("faces", "../x", "A B", "x-critic", "", "con", "a/b", "a\0b", "."):
+        with pytest.raises(SettingsError):
+            installing.install(tiny_model, name)
+
+
+def test_a_changed_file_does_not_verify(tmp_path, tiny_model):
+    path = installing.install(tiny_model, "mine")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="has changed"):
+        installing.verify("mine")
+
+
+def test_nothing_is_installed_of_what_is_no_generator(tmp_path, home):
+    bad = tmp_path / "bad.pkl"
+    for content in (b"", b"\x80\x04N.", b"<html>", b"\x80\x02cos\nsystem\n(S'x'\ntR."):
+        bad.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            installing.install(bad)
+    assert not list(home.rglob("*.safetensors"))
+
+
+def test_bundled_generators_stay():
+    for name in ("faces", "cats"):
+        assert installing.verify(name)["sha256"]
+        with pytest.raises(SettingsError, match="bundled"):
+            installing.remove(name)
+
+
+def _install(home, source):
+    import os
+
+    os.environ["TPDNE_HOME"] = str(home)
+    installing.install(source, "both", replace=True)
+
+
+def test_two_processes_at_once_leave_one_whole_model(home, tiny_model):
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=_install, args=(home, tiny_model)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    assert installing.verify("both")["recorded"]
+
+
+def test_shapes_are_checked_before_anything_is_built(tmp_path, tiny_model):
+    from tpdne_cli.checkpoints import safetensors
+
+    checkpoint = safetensors.read(tiny_model)
+    for change, sentence in [
+        ({"resolution": 64}, "incomplete|shape"),
+        ({"resolution": 2**40}, "cannot be built"),
+        ({"mapping_layers": 10**9}, "cannot be built"),
+        ({"w_dim": 33}, "shape"),
+        ({"colour": 1}, "does not know"),
+        ({"channels": [1]}, "cannot be built"),
+    ]:
+        path = tmp_path / "x.safetensors"
+        safetensors.write(path, "stylegan2", {**checkpoint.config, **change}, checkpoint.tensors, {})
+        with pytest.raises(CheckpointError, match=sentence):
+            models.load(path)
+
+
+def test_the_models_commands(capsys, tmp_path, tiny_model):
+    def call(*arguments):
+        code = run(["models", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    code, out, _ = call("import", tiny_model, "--name", "mine", "--licence", "MIT")
+    assert code == 0 and out.strip().endswith("mine.safetensors")
+    code, out, _ = call("list", "--json")
+    names = [json.loads(line)["name"] for line in out.splitlines()]
+    assert code == 0 and names[-1] == "mine" and {"faces", "cats"} <= set(names)
+    assert call("list")[1].splitlines()[0].startswith("NAME")
+    assert call("path", "mine")[1].strip().endswith("mine.safetensors")
+    assert json.loads(call("info", "mine", "--json")[1])["licence"] == "MIT"
+    assert call("verify")[0] == 0
+    assert call("remove", "faces")[0] == 2
+    assert call("remove", "mine")[0] == 0
+    code, _, err = call("remove", "mine")
+    assert code == 2 and err.count("\n") == 1
+    assert call("import", "nowhere.pkl")[0] == 2
+    assert call("clear-cache")[0] == 0

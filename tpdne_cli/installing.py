@@ -1,0 +1,130 @@
+"""Generators of one's own in the user's data directory: brought in from any format, checked, and taken out again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tpdne_cli import models, store
+from tpdne_cli.checkpoints import Checkpoint
+from tpdne_cli.errors import CheckpointError, ModelNotFoundError, OutputError, SettingsError
+
+
+def install(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    origin: str | None = None,
+    licence: str | None = None,
+    replace: bool = False,
+) -> Path:
+    """Convert a generator's file to our format, under a name in the user's data directory; returns the new file.
+
+    The critic comes along where the file has one. origin: where the file came from, by default its path; licence: said
+    by whoever published it. Raises CheckpointError for what is no generator, SettingsError for a name that cannot be,
+    OutputError where the name is taken or nothing can be written.
+    """
+    from tpdne_cli.checkpoints import sniff
+
+    source = Path(path)
+    title = store.check_name(name) if name is not None else store.name_for(source.name)
+    if title in models.bundled():
+        raise SettingsError(f"{title} is the name of a bundled generator: choose another with --name.")
+    folder = store.make_dir(store.models_dir())
+    target = folder / f"{title}.safetensors"
+    if target.exists() and not replace:
+        raise OutputError(f"A generator called {title} is installed: --force replaces it, --name gives another name.")
+    checkpoint = sniff.read(source)
+    if not checkpoint.tensors:
+        raise CheckpointError(f"{source} holds a critic, not a generator.")
+    complete(checkpoint, str(source))
+    record = {
+        "origin": origin or str(source.resolve()),
+        "source_sha256": store.file_sha256(source),
+        "imported": store.today(),
+        **({"licence": licence} if licence else {}),
+    }
+    _write(target, checkpoint)
+    store.write_json(store.record_path(target), {**record, **_hashes(target)})
+    return target
+
+
+def complete(checkpoint: Checkpoint, source: str) -> None:
+    """Check a checkpoint by building its network; adds the mean w where its format does not store it."""
+    tensors = models.with_mean_w(checkpoint, source)
+    network = models.blueprint(checkpoint.arch, checkpoint.config, source)
+    models.check_shapes(network, {name: array.shape for name, array in tensors.items()}, source)
+    models.build(checkpoint.arch, checkpoint.config, tensors, source)  # refuses what is not a number
+    if checkpoint.discriminator_tensors is not None and checkpoint.discriminator_config is not None:
+        critic = models.blueprint("stylegan2-discriminator", checkpoint.discriminator_config, source)
+        shapes = {name: array.shape for name, array in checkpoint.discriminator_tensors.items()}
+        models.check_shapes(critic, shapes, source)
+
+
+def _write(target: Path, checkpoint: Checkpoint) -> None:
+    from tpdne_cli.checkpoints import safetensors
+
+    critic = target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
+    if checkpoint.discriminator_tensors is not None and checkpoint.discriminator_config is not None:
+        arch, config = "stylegan2-discriminator", checkpoint.discriminator_config
+        safetensors.write(critic, arch, config, checkpoint.discriminator_tensors, {})
+    else:
+        critic.unlink(missing_ok=True)  # that of a generator which is replaced
+    # The generator last: one that can be found is complete.
+    safetensors.write(target, checkpoint.arch, checkpoint.config, checkpoint.tensors, checkpoint.meta)
+
+
+def _files(target: Path) -> list[Path]:
+    critic = target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
+    return [target, *([critic] if critic.exists() else [])]
+
+
+def _hashes(target: Path) -> dict[str, Any]:
+    return {"files": {path.name: store.file_sha256(path) for path in _files(target)}}
+
+
+def installed(name: str) -> Path:
+    """The file of a generator that the user installed. Raises ModelNotFoundError, SettingsError for a bundled one."""
+    if name in models.bundled():
+        raise SettingsError(f"{name} is bundled with tpdne and goes only with it.")
+    path = store.models_dir() / f"{name}.safetensors"
+    if not store.is_name(name) or not path.is_file():
+        raise ModelNotFoundError(f"No generator called {name!r} is installed: 'tpdne models list' shows what is.")
+    return path
+
+
+def remove(name: str) -> list[Path]:
+    """Delete an installed generator, its critic and its record; returns what was deleted. Raises as installed does."""
+    path = installed(name)
+    gone = [*_files(path), store.record_path(path)]
+    for file in gone:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{file} cannot be removed: {error.strerror}.") from None
+    return gone
+
+
+def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Check a generator's file: its hash against the record of its installation, its shapes, its numbers.
+
+    Returns {"name", "path", "sha256", "recorded"}. Raises CheckpointError where anything is wrong.
+    """
+    path = models.find(name)
+    recorded = store.read_json(store.record_path(path)).get("files", {})
+    for file in _files(path):
+        expected = recorded.get(file.name) if isinstance(recorded, dict) else None
+        if expected is not None and store.file_sha256(file) != expected:
+            raise CheckpointError(f"{file} has changed since it was installed: import it again.")
+    model = models.load(path)
+    return {"name": path.stem, "path": str(path), "sha256": model.sha256, "recorded": path.name in recorded}
+
+
+def clear_cache() -> tuple[int, int]:
+    """Empty the download cache; returns how many files and bytes went."""
+    files = [p for p in store.cache_dir().glob("*") if p.is_file() and p.name != "CACHEDIR.TAG"]
+    size = sum(p.stat().st_size for p in files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files), size
