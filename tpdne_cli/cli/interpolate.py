@@ -111,11 +111,7 @@ def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], no
     namer = Namer(f"frame-{{index:0{max(4, len(str(way.frames - 1)))}d}}", "", FORMATS[target.format].suffix)
     work = [(index, namer(index, 0)) for index in range(way.frames)]
     output = latent.begin(target, [name for _, name in work], given)
-    sampler = latent.load_sampler(given)
-    job = latent.FilesJob(
-        given["model"], target, output, given, given["manifest"], given["skip_existing"], given["force"]
-    )
-    return job.make(work, Walker(sampler, way), sampler, note)
+    return latent.files_job(target, output, given, lambda sampler: Walker(sampler, way)).make(work, note)
 
 
 def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], note: str) -> int:

@@ -6,9 +6,9 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import click
 
@@ -16,16 +16,16 @@ from tpdne_cli import models
 from tpdne_cli.cli import options
 from tpdne_cli.cli.generate import complete_model
 from tpdne_cli.cli.interruption import Interrupted, Interruption
-from tpdne_cli.cli.job import Job
+from tpdne_cli.cli.job import Job, Work
 from tpdne_cli.cli.manifest import check_manifest, open_manifest
 from tpdne_cli.cli.output import Output, Stdout
 from tpdne_cli.cli.target import Target
-from tpdne_cli.errors import SeedError, TpdneError
+from tpdne_cli.errors import SeedError
 from tpdne_cli.seeds import Seed, parse_ranges, parse_seed
 
 if TYPE_CHECKING:
-    from tpdne_cli.pipeline import Encoding, Written
-    from tpdne_cli.sampler import Sample, Sampler
+    from tpdne_cli.pipeline import Written
+    from tpdne_cli.sampler import Sampler
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,61 +121,40 @@ def load_sampler(given: Mapping[str, Any]) -> Sampler:
     return Sampler(model, settings, given["device"], given["precision"], given["batch_size"])
 
 
-class Maker(Protocol):
-    """Walker, Mixer or Varier: items -> Samples, in order."""
-
-    def __call__(self, items: Iterable[Any]) -> Iterator[Sample]: ...
-
-    def recipe(self, item: Any) -> dict[str, Any]: ...
-
-
+@dataclass
 class FilesJob(Job):
-    """Items of any kind, each in a file of its own."""
+    """Items of any kind, each in a file of its own. maker: a sampler -> what makes Samples of the items."""
 
-    def make(self, work: Sequence[tuple[Any, str]], maker: Any, sampler: Sampler, note: str = "") -> int:
+    maker: Callable[[Sampler], Any] = field(kw_only=True)
+
+    def make(self, work: Sequence[tuple[Any, str]], note: str = "") -> int:
         """Exit code: 0 all written, 130 interrupted. Raises the library's errors."""
+        self.archive = len(work) > 1
+        return self.run(cast(Work, work), note)
+
+    def load(self, count: int) -> None:  # noqa: ARG002 (one sampler makes them all)
         from tpdne_cli.pipeline import Encoding
 
-        given, resolution = self.settings, sampler.model.resolution
-        encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
-        if note:
-            self.output.note(note)
-        finished = self.finished(work, maker, encoding, resolution) if self.skip else frozenset()
-        self.there = len(finished)
-        try:
-            with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
-                todo = [item for item in work if item[1] not in finished]
-                results = self.write(todo, maker, encoding, interruption)
-                self.output.start(len(todo))
-                for item, name in work:
-                    if name not in finished:
-                        self.report(next(results), manifest)
-                    elif self.manifest is not None:
-                        manifest.add(self.described(item, name, maker, encoding, resolution))
-                next(results, None)  # the end of an archive
-        except (Interrupted, KeyboardInterrupt):
-            self.output.finish()
-            self.output.warning(f"Interrupted: {self.progress(len(work))}.")
-            return 130
-        except (TpdneError, OSError):
-            self.output.finish()
-            if self.there:
-                self.output.warning(f"Stopped: {self.progress(len(work))}.")
-            raise
-        finally:
-            self.output.finish()
-        return 0
+        given, sampler = self.settings, load_sampler(self.settings)
+        self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
+        self.resolution = sampler.model.resolution
+        self.sampler = self.maker(sampler)
 
-    def write(
-        self, work: Sequence[tuple[Any, str]], maker: Any, encoding: Encoding, interruption: Interruption
-    ) -> Iterator[Written]:
+    def write(self, work: Sequence[tuple[Any, str]], interruption: Interruption) -> Iterator[Written]:
         from tpdne_cli.pipeline import write_files, write_stream
 
-        samples = maker(interruption.until(item for item, _ in work))
+        samples = self.sampler(interruption.until(item for item, _ in work))
         named = ((sample, name) for sample, (_, name) in zip(samples, work, strict=True))
         if self.target.is_stdout:
-            return write_stream(named, encoding, cast(BinaryIO, Stdout()), tar=self.archive)
-        return write_files(((sample, self.target.path(name)) for sample, name in named), encoding, self.force)
+            return write_stream(named, self.encoding, cast(BinaryIO, Stdout()), tar=self.archive)
+        return write_files(((sample, self.target.path(name)) for sample, name in named), self.encoding, self.force)
+
+
+def files_job(target: Target, output: Output, given: Mapping[str, Any], maker: Callable[[Sampler], Any]) -> FilesJob:
+    """A job with a command's options."""
+    return FilesJob(
+        given["model"], target, output, given, given["manifest"], given["skip_existing"], given["force"], maker=maker
+    )
 
 
 @dataclass

@@ -72,12 +72,8 @@ def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
     if len({name for _, name in work}) < count:
         raise SettingsError("Two images would have one name: a seed is given twice among the rows or the columns.")
     output = latent.begin(target, [name for _, name in work], given)
-    sampler = latent.load_sampler(given)
-    mixer = Mixer(sampler, styles)
-    job = latent.FilesJob(
-        given["model"], target, output, given, given["manifest"], given["skip_existing"], given["force"], count > 1
-    )
-    return job.make(work, mixer, sampler, note)
+    job = latent.files_job(target, output, given, lambda sampler: Mixer(sampler, styles))
+    return job.make(work, note)
 
 
 def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], note: str) -> int:

@@ -52,9 +52,6 @@ def vary(seed: str | None, count: int, strength: float | None, fine: bool, **giv
     names = [f"{title}-{SeedName(centre)}-{kind}-{index:03d}{suffix}" for index in range(1, count + 1)]
     work = [(Neighbour(centre, index), name) for index, name in enumerate(names, 1)]
     output = latent.begin(target, names, given)
-    sampler = latent.load_sampler(given)
-    varier = Varier(sampler, STRENGTH if strength is None else strength, fine)
-    job = latent.FilesJob(
-        given["model"], target, output, given, given["manifest"], given["skip_existing"], given["force"], count > 1
-    )
-    return job.make(work, varier, sampler, note)
+    step = STRENGTH if strength is None else strength
+    job = latent.files_job(target, output, given, lambda sampler: Varier(sampler, step, fine))
+    return job.make(work, note)
