@@ -1,0 +1,131 @@
+"""The generators that their makers publish: where each lies, what it shows, and under which licence.
+
+None of them may be passed on with this program, and none is fetched before its licence has been shown. The addresses
+and licences are those of the makers' own pages. Faces come first, then cats, then the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tpdne_cli.errors import ModelNotFoundError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published generator.
+
+    name: what `tpdne models pull` calls it; resolution: pixels of the longer side; shows: what its images are of.
+    terms: the licence in a sentence, which does not replace its text; bytes: of the file, None where not published.
+    """
+
+    name: str
+    url: str
+    resolution: int
+    shows: str
+    licence: str
+    licence_url: str
+    terms: str
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Family:
+    base: str
+    licence: str
+    licence_url: str
+
+
+_TERMS = "For research or evaluation only, not for commercial use; whatever derives from it stays under these terms."
+
+_TF2 = _Family(
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2/networks/",
+    "NVIDIA Source Code License-NC (StyleGAN2)",
+    "https://nvlabs.github.io/stylegan2/license.html",
+)
+_ADA = _Family(
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/",
+    "NVIDIA Source Code License (StyleGAN2-ADA)",
+    "https://nvlabs.github.io/stylegan2-ada-pytorch/license.html",
+)
+# The StyleGAN3 project's page lists these StyleGAN2 networks beside its own, under its own licence.
+_SG2 = _Family(
+    "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan2/versions/1/files/",
+    "NVIDIA Source Code License (StyleGAN3)",
+    "https://github.com/NVlabs/stylegan3/blob/main/LICENSE.txt",
+)
+_SG3 = _Family(
+    "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/",
+    "NVIDIA Source Code License (StyleGAN3)",
+    "https://github.com/NVlabs/stylegan3/blob/main/LICENSE.txt",
+)
+
+_UNALIGNED = "faces, not aligned"
+_ARTWORKS = "faces in paintings and sculptures"
+_ANIMALS = "cats, dogs and wild animals"
+
+# (family, file without .pkl, resolution, what it shows); a name is the file's, with 'ada-' where that tells too little
+_FILES: list[tuple[_Family, str, int, str]] = [
+    (_SG3, "stylegan3-t-ffhq-1024x1024", 1024, "faces"),
+    (_SG3, "stylegan3-r-ffhq-1024x1024", 1024, "faces"),
+    (_SG3, "stylegan3-t-ffhqu-1024x1024", 1024, _UNALIGNED),
+    (_SG3, "stylegan3-r-ffhqu-1024x1024", 1024, _UNALIGNED),
+    (_SG3, "stylegan3-t-ffhqu-256x256", 256, _UNALIGNED),
+    (_SG3, "stylegan3-r-ffhqu-256x256", 256, _UNALIGNED),
+    (_SG2, "stylegan2-ffhq-1024x1024", 1024, "faces"),
+    (_SG2, "stylegan2-ffhq-512x512", 512, "faces"),
+    (_SG2, "stylegan2-ffhq-256x256", 256, "faces"),
+    (_SG2, "stylegan2-ffhqu-1024x1024", 1024, _UNALIGNED),
+    (_SG2, "stylegan2-ffhqu-256x256", 256, _UNALIGNED),
+    (_SG2, "stylegan2-celebahq-256x256", 256, "faces of celebrities"),
+    (_ADA, "ffhq", 1024, "faces"),
+    (_TF2, "stylegan2-ffhq-config-f", 1024, "faces"),
+    (_TF2, "stylegan2-ffhq-config-e", 1024, "faces"),
+    (_SG3, "stylegan3-t-metfaces-1024x1024", 1024, _ARTWORKS),
+    (_SG3, "stylegan3-r-metfaces-1024x1024", 1024, _ARTWORKS),
+    (_SG3, "stylegan3-t-metfacesu-1024x1024", 1024, f"{_ARTWORKS}, not aligned"),
+    (_SG3, "stylegan3-r-metfacesu-1024x1024", 1024, f"{_ARTWORKS}, not aligned"),
+    (_SG2, "stylegan2-metfaces-1024x1024", 1024, _ARTWORKS),
+    (_SG2, "stylegan2-metfacesu-1024x1024", 1024, f"{_ARTWORKS}, not aligned"),
+    (_ADA, "metfaces", 1024, _ARTWORKS),
+    (_SG2, "stylegan2-afhqcat-512x512", 512, "cats"),
+    (_ADA, "afhqcat", 512, "cats"),
+    (_TF2, "stylegan2-cat-config-f", 256, "cats"),
+    (_SG3, "stylegan3-t-afhqv2-512x512", 512, _ANIMALS),
+    (_SG3, "stylegan3-r-afhqv2-512x512", 512, _ANIMALS),
+    (_SG2, "stylegan2-afhqv2-512x512", 512, _ANIMALS),
+    (_SG2, "stylegan2-afhqdog-512x512", 512, "dogs"),
+    (_ADA, "afhqdog", 512, "dogs"),
+    (_SG2, "stylegan2-lsundog-256x256", 256, "dogs"),
+    (_SG2, "stylegan2-afhqwild-512x512", 512, "wild animals"),
+    (_ADA, "afhqwild", 512, "wild animals"),
+    (_TF2, "stylegan2-horse-config-f", 256, "horses"),
+    (_TF2, "stylegan2-church-config-f", 256, "churches"),
+    (_TF2, "stylegan2-car-config-f", 512, "cars"),
+    (_SG2, "stylegan2-brecahad-512x512", 512, "breast cancer tissue under the microscope"),
+    (_ADA, "brecahad", 512, "breast cancer tissue under the microscope"),
+    (_SG2, "stylegan2-cifar10-32x32", 32, "ten classes of small pictures"),
+    (_ADA, "cifar10", 32, "ten classes of small pictures"),
+]
+
+
+def _entry(family: _Family, stem: str, resolution: int, shows: str) -> Entry:
+    name = f"ada-{stem}" if family is _ADA else stem
+    url = f"{family.base}{stem}.pkl"
+    return Entry(name, url, resolution, shows, family.licence, family.licence_url, _TERMS)
+
+
+ENTRIES: tuple[Entry, ...] = tuple(_entry(*row) for row in _FILES)
+
+
+def find(name: str) -> Entry:
+    """The published generator of that name. Raises ModelNotFoundError, with the nearest names."""
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    from difflib import get_close_matches
+
+    names = [entry.name for entry in ENTRIES]
+    near = [n for n in names if name and name in n][:3] or get_close_matches(name, names, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "'tpdne models pull --help' tells where the names are."
+    raise ModelNotFoundError(f"There is no published generator called {name!r}: {hint}")
