@@ -80,6 +80,7 @@ DOTTED = {
     "": "collections",
     "OrderedDict\n": "collections",
     "OrderedDict\0": "collections",
+    "\0" * 200: "collections",
 }
 
 ATTACKS: dict[str, Callable[[], bytes]] = {

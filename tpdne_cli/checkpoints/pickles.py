@@ -63,8 +63,8 @@ class Budget:
 
 
 def show(name: str) -> str:
-    """A name out of a file, safe to print."""
-    return ascii(name[:100])[1:-1]
+    """A name out of a file, safe to print and no longer than a line."""
+    return ascii(name[:100])[1:-1][:100]
 
 
 class Machine:
