@@ -171,3 +171,23 @@ def test_the_models_commands(capsys, tmp_path, tiny_model):
     assert code == 2 and err.count("\n") == 1
     assert call("import", "nowhere.pkl")[0] == 2
     assert call("clear-cache")[0] == 0
+
+
+def test_generate_moves_the_scene_of_stylegan3(tmp_path, capsys, monkeypatch):
+    """The published transforms, through file and command line, and made again from the picture's own recipe."""
+    from tpdne_cli.images import read_pixels
+
+    monkeypatch.chdir(tmp_path)
+    folder = golden("sg3_r_small")
+    described = json.loads((folder / "config.json").read_text())
+    (tmp_path / "three.pkl").write_bytes(nvidia(folder))
+    seed, io = described["seeds"][0], load_tensors(folder / "io.safetensors")
+    move = described["transforms"]["both"]
+    arguments = ["--rotate", str(move["rotate"]), "--translate", *map(str, move["translate"])]
+    assert run(["generate", "three.pkl", "--seed", str(seed), "--psi", "1", "-o", "moved.png", *arguments]) == 0
+    expected = (io["img_psi1_const_both"][0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    assert np.abs(read_pixels("moved.png").astype(int) - expected.numpy()).max() <= 1
+    assert run(["inspect", "moved.png", "--verify", "--model", "three.pkl"]) == 0
+    assert run(["faces", "--rotate", "3"]) == 2
+    assert run(["generate", "faces", "--rotate", "3", "-o", "x.png"]) == 2
+    assert "StyleGAN3" in capsys.readouterr().err

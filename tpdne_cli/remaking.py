@@ -24,15 +24,20 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "class_index": lambda v: v is None or type(v) is int,
     "precision": lambda v: isinstance(v, str) and v in TOLERANCE,
 }
-NAMES = {"model", "weights", "seed", "device", "version", "latent", *CHECKS}
+# What it may hold besides.
+MOVES: dict[str, Callable[[Any], bool]] = {
+    "rotate": lambda v: type(v) in (int, float) and math.isfinite(v),
+    "translate": lambda v: isinstance(v, list) and len(v) == 2 and all(MOVES["rotate"](x) for x in v),
+}
+NAMES = {"model", "weights", "seed", "device", "version", "latent", *CHECKS, *MOVES}
 
 
 def check(recipe: Mapping[str, Any]) -> None:
     """Raises SettingsError for a recipe that does not describe one image, or holds what this version does not know."""
     if unknown := sorted(recipe.keys() - NAMES):
         raise SettingsError(f"Its recipe asks for {unknown[0]!r}, which this tpdne does not know: upgrade it.")
-    for name, possible in CHECKS.items():
-        if name not in recipe or not possible(recipe[name]):
+    for name, possible in (CHECKS | MOVES).items():
+        if not (possible(recipe[name]) if name in recipe else name in MOVES):
             raise SettingsError(f"Its recipe has no possible {name}: it was changed, or is of another version.")
     if "latent" not in recipe:
         seed = recipe.get("seed")
@@ -76,6 +81,7 @@ class Remaker:
     def sampler(self, recipe: Mapping[str, Any]) -> Sampler:
         model = self.model(recipe)
         values = [recipe[name] for name in ("truncation", "truncation_cutoff", "noise", "class_index")]
+        values += [recipe.get("rotate", 0.0), tuple(recipe.get("translate", (0.0, 0.0)))]
         key = (model.sha256, *values, recipe["precision"])
         if self.last is None or self.last[0] != key:
             self.last = key, Sampler(model, Settings(*values), str(self.device), recipe["precision"], batch_size=1)

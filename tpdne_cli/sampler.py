@@ -35,13 +35,26 @@ class Settings:
 
     truncation: psi, 1 as trained, 0 the average face; None: the model's own choice. truncation_cutoff: number of
     style layers it applies to, None: all. noise: 'const' (the model's own), 'random' (drawn from the seed) or 'none'.
-    class_index: for conditional models; None: class 0.
+    class_index: for conditional models; None: class 0. rotate (degrees) and translate (x, y in image widths): of the
+    whole scene, for StyleGAN3, which continues beyond the frame.
     """
 
     truncation: float | None = None
     truncation_cutoff: int | None = None
     noise: str = "const"
     class_index: int | None = None
+    rotate: float = 0.0
+    translate: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_moved(self) -> bool:
+        return self.rotate != 0 or tuple(self.translate) != (0, 0)
+
+    def recipe(self) -> dict[str, Any]:
+        """These settings as plain values; the place in the frame only where it is not the usual one."""
+        values = dataclasses.asdict(self)
+        values["translate"] = list(self.translate)
+        return values if self.is_moved else {k: v for k, v in values.items() if k not in ("rotate", "translate")}
 
     def check(self, model: Model) -> Settings:
         """These settings with the model's own choices filled in. Raises SettingsError for what it does not have."""
@@ -56,6 +69,12 @@ class Settings:
             raise SettingsError(f"The truncation cutoff {cutoff} is outside 0..{num_ws}, {model.name}'s layers.")
         if self.noise not in NOISE_MODES:
             raise SettingsError(f"The noise mode {self.noise!r} is none of {', '.join(NOISE_MODES)}.")
+        if not np.isfinite([self.rotate, *self.translate]).all():
+            raise SettingsError("The rotation or translation is not a number.")
+        if self.is_moved and model.arch != "stylegan3":
+            raise SettingsError(
+                f"{model.name} cannot be rotated or translated: only StyleGAN3 goes on beyond its frame."
+            )
         return dataclasses.replace(
             self, truncation=float(psi), truncation_cutoff=cutoff, class_index=self._class(model)
         )
@@ -115,6 +134,18 @@ class Sampler:
             raise SettingsError(f"The batch size {batch_size} is not a positive number.")
         self.batch_size = batch_size or devices.batch_size(self.device, model.resolution)
         self.generator = devices.place(model.generator, self.device, self.precision)
+        if self.settings.is_moved:
+            self._move()
+
+    def _move(self) -> None:
+        """Turn and shift the scene; in a copy, since the network belongs to all who loaded it."""
+        import copy
+
+        from tpdne_cli.networks.stylegan3 import inverse_transform
+
+        self.generator = copy.deepcopy(self.generator)
+        matrix = inverse_transform(self.settings.rotate, *self.settings.translate)
+        self.generator.synthesis.input.transform.copy_(matrix.to(self.device))
 
     def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
         """One Sample per seed, in order. Raises DeviceError where even one image does not fit in memory."""
@@ -198,7 +229,7 @@ class Sampler:
             "model": self.model.name,
             "weights": self.model.sha256,
             "seed": seed,
-            **dataclasses.asdict(self.settings),
+            **self.settings.recipe(),
             "precision": str(self.precision).removeprefix("torch."),
             "device": self.device.type,
             "version": __version__,

@@ -29,6 +29,7 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @click.command(short_help="Write images of any other generator: an installed name or a file.")
 @click.argument("model", shell_complete=complete_model)
 @options.generation_options
+@options.movement_options
 def generate(model: str, **given: Any) -> int:
     """Write images of any generator: an installed name ('tpdne models list') or a file.
 

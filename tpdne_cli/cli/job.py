@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tpdne_cli import models
+from tpdne_cli.cli import options
 from tpdne_cli.cli.interruption import Interrupted, Interruption
 from tpdne_cli.cli.manifest import Manifest, open_manifest
 from tpdne_cli.cli.output import Output, ReaderGone, Stdout
@@ -68,10 +69,9 @@ class Job:
         """Everything that can fail before the first image is made."""
         from tpdne_cli.fleet import assemble
         from tpdne_cli.pipeline import Encoding
-        from tpdne_cli.sampler import Settings
 
         given, model = self.settings, models.load(self.model)
-        settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
+        settings = options.settings_of(given)
         self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         self.resolution = model.resolution
         self.sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"], count)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tpdne_cli.errors import SeedError
 from tpdne_cli.seeds import Seed, flatten, fresh, parse_lines, parse_ranges, parse_seed, successors
+
+if TYPE_CHECKING:
+    from tpdne_cli.sampler import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,6 +78,18 @@ latent_options = group(
     ),
 )
 
+movement_options = group(
+    click.option("--rotate", type=float, default=0.0, metavar="DEG", help="Turn the scene (StyleGAN3 only)."),
+    click.option(
+        "--translate",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar="X Y",
+        help="Move the scene, in image widths (StyleGAN3 only).",
+    ),
+)
+
 file_options = group(
     click.option(
         "-o",
@@ -132,6 +147,20 @@ script_options = group(
 )
 
 generation_options = group(seed_options, latent_options, file_options, device_options, report_options, script_options)
+
+
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """What latent_options and movement_options say."""
+    from tpdne_cli.sampler import Settings
+
+    return Settings(
+        given["truncation"],
+        given["truncation_cutoff"],
+        given["noise"],
+        given["class_index"],
+        given.get("rotate", 0.0),
+        given.get("translate", (0.0, 0.0)),
+    )
 
 
 def read_seeds(
