@@ -60,7 +60,7 @@ def test_a_hostile_seed_stays_inside():
 
 
 def test_two_images_never_share_a_name():
-    with pytest.raises(SettingsError, match="add {seed} or {index}"):
+    with pytest.raises(SettingsError, match=r"add .seed. or .index."):
         list(plan(Namer("face", "faces", ".png"), [1, 2]))
     with pytest.raises(SettingsError, match="given twice"):
         list(plan(Namer(None, "faces", ".png"), [1, 2, 1]))

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Makes the pictures of README and model cards again, from the weights as they are. Nothing is picked: seeds from 0 on.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+common=(--force --quiet --format webp)
+tpdne sheet --model faces --seed 0 --grid 10x4 --size 96 --quality 80 -o sheet-faces.webp "${common[@]}"
+tpdne sheet --model cats --seed 0 --grid 10x4 --size 96 --quality 80 -o sheet-cats.webp "${common[@]}"
+for psi in 0.5 0.7 0.85 1.0; do
+    tpdne sheet --model faces --seed 0 --grid 8x8 --quality 80 --psi "$psi" -o "faces-psi$psi.webp" "${common[@]}"
+    tpdne sheet --model cats --seed 0 --grid 8x8 --quality 80 --psi "$psi" -o "cats-psi$psi.webp" "${common[@]}"
+done
+tpdne interpolate --model faces --seeds 1,5,7,12,20 --loop --frames 60 --fps 15 --quality 70 -o walk-faces.webp --force --quiet
+tpdne interpolate --model cats --seeds 1,5,7,12,20 --loop --frames 60 --fps 15 --quality 70 -o walk-cats.webp --force --quiet

@@ -1,0 +1,80 @@
+"""The documentation is tested: what the README names exists, and what exists is in the README."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+
+import click
+import pytest
+from conftest import ROOT
+
+from tpdne_cli.cli import COMMANDS, app
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def leaves(command: click.Command, path: str):
+    """(name, command) of every command, subcommands included."""
+    if isinstance(command, click.Group) and path != "tpdne":
+        for name in command.commands:
+            yield from leaves(command.commands[name], f"{path} {name}")
+    else:
+        yield path, command
+
+
+def all_commands():
+    for name, (module, _) in COMMANDS.items():
+        yield from leaves(getattr(import_module(f"tpdne_cli.cli.{module}"), name), f"tpdne {name}")
+
+
+def options(command: click.Command) -> set[str]:
+    shown = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    return {name for option in shown for name in [*option.opts, *option.secondary_opts]}
+
+
+@pytest.mark.parametrize(("path", "command"), list(all_commands()), ids=lambda v: v if isinstance(v, str) else "")
+def test_every_command_is_in_the_readme(path, command):
+    assert f"{path}" in README, f"the README shows no example of {path}"
+    assert command.help, f"{path} has no help"
+    for name in sorted(o for o in options(command) if o.startswith("--")):
+        assert re.search(rf"{re.escape(name)}\b", README), f"{path}: {name} is not in the README"
+
+
+def test_every_flag_in_the_readme_exists():
+    known = {"--help", "--version"} | set().union(*(options(c) for _, c in all_commands()))
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", README, re.DOTALL):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            for call in re.findall(r"tpdne ([^|>&;#]*)", line):
+                words = call.split()
+                assert not words or words[0] in COMMANDS or words[0].startswith("-"), f"no such command: tpdne {call}"
+                for flag in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", call):
+                    assert flag in known or flag in {"-h", "-V"}, f"no such flag: {flag} in 'tpdne {call}'"
+
+
+def test_the_first_lines_of_help_are_those_of_the_commands():
+    for name, (module, line) in COMMANDS.items():
+        command = getattr(import_module(f"tpdne_cli.cli.{module}"), name)
+        assert command.help.strip().startswith(line.rstrip(".")), f"{name}: the group's line differs from its own help"
+
+
+def test_links_and_pictures_of_the_readme_exist():
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
+        assert (ROOT / target).exists(), f"the README points to {target}, which is not there"
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block.replace("range(100)", "range(2)"), "README", "exec"), {})
+
+
+def test_ci_finds_the_readmes_commands():
+    for marker in re.findall(r"readme (\w+)", (ROOT / ".ci" / "run").read_text()):
+        assert re.search(rf"<!-- ci: {marker} -->\n```sh\n", README), f"the README has no block marked {marker}"
+
+
+def test_the_group_is_complete():
+    assert list(app.list_commands(None)) == list(COMMANDS)
