@@ -173,6 +173,8 @@ def test_features_learn_what_can_be_seen(tmp_path):
     found = features.extract(network, labelled.pictures)
     assert found.shape == (140, features.WIDTHS[features.TEXTURE_STAGE] + features.WIDTHS[-1])
     assert found.mean(0).abs().max() < 1e-3
+    _, genders = network.labels(found[held_out])
+    assert (genders == labelled.genders[held_out]).double().mean().item() == pytest.approx(accuracy["gender"], abs=1e-4)
     path = tmp_path / "features.safetensors"
     features.save(network, path, accuracy)
     again, known = features.load(path)
@@ -242,6 +244,8 @@ def test_the_whole_evaluation(tmp_path, monkeypatch, capsys):
         assert report["truncation"]["1"]["frechet"] > report["photographs"]["frechet"]
         assert report["truncation"]["0.7"]["memorisation"]["pixels"]["closer_than_1_percent"] == 0
         assert set(report["truncation"]["1"]["critic"]) == {"quantiles", "lowest", "highest"}
+        ages = report["photographs"]["balance"]
+        assert sum(share for group, share in ages.items() if group != "women") == pytest.approx(1, abs=1e-3)
     names = ["critic-highest", "critic-lowest", "pairs", "samples"]
     assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == [
         f"{n}-{p}.png" for n in names for p in ("0.7", "1")

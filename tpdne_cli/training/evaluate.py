@@ -135,11 +135,18 @@ def _resized(picture: Tensor) -> Array:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
+def balance(found: Tensor, network: features.FeatureNet) -> dict[str, float]:
+    """Shares of women and of the age groups among features [N, F], as far as the network can tell."""
+    age, gender = network.labels(found)
+    shares = {"women": _share((gender == features.GENDERS.index("Female")).numpy())}
+    return shares | {group: _share((age == number).numpy()) for number, group in enumerate(features.AGES)}
+
+
 def ranking(batch: Batch, photographs: Photographs, confidence: Array | None) -> dict[str, Any]:
     """Does the critic put last what is broken? Its lowest and highest tenth, by measures that it knows nothing of.
 
     In features: share within the photographs' manifold (precision) and distance to the nearest photograph. Brightness
-    (mean pixel) shows whether it merely prefers dark or light images.
+    (mean pixel) and the share of women show whether it prefers some people to others.
     """
     assert batch.scores is not None
     real = photographs.features[photographs.some(len(batch.features))]
@@ -152,6 +159,7 @@ def ranking(batch: Batch, photographs: Photographs, confidence: Array | None) ->
             "precision": _share(inside[rows]),
             "distance": round(float(distance[rows].mean()), 3),
             "brightness": round(float(brightness[rows].mean()), 1),
+            "women": balance(batch.features[torch.from_numpy(rows)], photographs.network)["women"],
         }
         if confidence is not None:
             report[name]["confidence"] = _share(confidence[rows])
@@ -197,6 +205,7 @@ def evaluate(
     """All measures of one generator at one truncation; sheets into a folder where one is given."""
     batch = draw(model, psi, count, precision, photographs.network)
     report: dict[str, Any] = distances(batch.features, photographs, photographs.some(count))
+    report["balance"] = balance(batch.features, photographs.network)
     confidence = None
     if python:
         report["detection"], confidence = detection(batch.pictures, python)
@@ -216,6 +225,7 @@ def floor(photographs: Photographs, count: int, python: str) -> dict[str, Any]:
     chosen = photographs.some(2 * count)
     half = len(chosen) // 2
     report: dict[str, Any] = distances(photographs.features[chosen[half:]], photographs, chosen[:half])
+    report["balance"] = balance(photographs.features, photographs.network)
     if python:
         report["detection"], _ = detection(photographs.pictures[photographs.some(PHOTOGRAPHS_SEEN)], python)
     return report

@@ -92,6 +92,11 @@ class FeatureNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (self.pooled(x) - self.mean) * self.scale
 
+    def labels(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network takes people for, from their features: numbers in AGES [N] and in GENDERS [N]."""
+        age, gender = self.logits(features / self.scale + self.mean)
+        return age.argmax(1), gender.argmax(1)
+
 
 @dataclass(frozen=True)
 class Labelled:
