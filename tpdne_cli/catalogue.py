@@ -127,5 +127,5 @@ def find(name: str) -> Entry:
 
     names = [entry.name for entry in ENTRIES]
     near = [n for n in names if name and name in n][:3] or get_close_matches(name, names, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "'tpdne models pull --help' tells where the names are."
+    hint = f"did you mean {' or '.join(near)}?" if near else "'tpdne models pull' without a name lists them all."
     raise ModelNotFoundError(f"There is no published generator called {name!r}: {hint}")

@@ -14,17 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from tpdne_cli import store
+from tpdne_cli import store, transport
 from tpdne_cli.errors import DownloadError, SettingsError
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import BaseHTTPResponse
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -38,7 +36,6 @@ _SAYS = {
     404: "has no such file",
     407: "is behind a proxy that asks for a login",
     410: "has the file no longer",
-    451: "may not give it out here",
 }
 
 
@@ -83,10 +80,11 @@ def fetch(
     OutputError where the cache cannot be written.
     """
     _check_address(url)
-    seen = store.read_json(store.seen_path(url))
-    wanted = _checked_digest(expected_sha256) or _text(seen.get("sha256"))
+    pinned = _checked_digest(expected_sha256)
     path = store.make_cache_dir() / f"{store.url_key(url)}-{file_name(url)}"
     with store.locked(path.with_name(f"{path.name}.lock")):
+        seen = store.read_json(store.seen_path(url))
+        wanted = pinned or _text(seen.get("sha256"))
         if path.is_file() and wanted is not None and store.file_sha256(path) == wanted:
             return path, wanted
         if is_offline():
@@ -96,11 +94,10 @@ def fetch(
             job.run()
             digest = store.file_sha256(job.part)
             if wanted is not None and digest != wanted:
-                job.part.unlink()
-                raise DownloadError(_other_content(url, digest, wanted, seen if expected_sha256 is None else None))
-            size = job.part.stat().st_size
+                job.drop()
+                raise DownloadError(_other_content(url, digest, wanted, None if pinned else seen))
             if digest != seen.get("sha256"):
-                record = {"url": shown(url), "sha256": digest, "bytes": size, "first_seen": store.today()}
+                record = {"url": shown(url), "sha256": digest, "bytes": job.size(), "first_seen": store.today()}
                 store.write_json(store.seen_path(url), record)
             job.part.replace(path)
             job.note.unlink(missing_ok=True)
@@ -115,7 +112,7 @@ def is_offline() -> bool:
 def file_name(url: str) -> str:
     """The last part of an address as a harmless file name: '.../a%20cat.pkl?raw=1' -> 'a-cat.pkl'."""
     last = unquote(urlsplit(url).path).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")[-100:] or "file"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last)[-100:].strip("-.") or "file"
 
 
 def shown(url: str) -> str:
@@ -202,11 +199,11 @@ class _Job:
 
     def _sentence(self, reason: str, wait: float | None = None) -> str:
         when = f"in {wait:.0f} seconds" if wait else "later"
-        size = self._size()
+        size = self.size()
         kept = f", {size / 1e6:.1f} MB of it have come and are kept" if size and self._note().get("validator") else ""
         return f"{shown(self.url)} could not be fetched ({reason}){kept}: try again {when}, {BY_HAND}."
 
-    def _size(self) -> int:
+    def size(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def _note(self) -> dict[str, Any]:
@@ -215,7 +212,7 @@ class _Job:
     def _attempt(self) -> None:
         """Ask for what is missing and append it."""
         note = self._note()
-        validator, size = _text(note.get("validator")), self._size()
+        validator, size = _text(note.get("validator")), self.size()
         if not validator:
             size = 0  # nothing tells whether the file is still the same: begin again
         elif size and size == note.get("total"):
@@ -235,9 +232,7 @@ class _Job:
         url = self.url
         for _ in range(self.policy.max_redirects + 1):
             with self._network():
-                response = _manager(url, self.policy).request(
-                    "GET", url, headers=headers, preload_content=False, redirect=False, retries=False
-                )
+                response = transport.get(url, headers, self.policy.connect_timeout, self.policy.read_timeout)
             if response.status not in _REDIRECTS:
                 return response
             response.close()
@@ -267,16 +262,16 @@ class _Job:
         try:
             yield
         except (exceptions.SSLError, exceptions.NameResolutionError, exceptions.LocationValueError) as error:
-            raise DownloadError(self._sentence(_reason(error))) from None
+            raise DownloadError(self._sentence(transport.reason(error))) from None
         except (exceptions.HTTPError, OSError) as error:
-            raise _Transient(_reason(error)) from None
+            raise _Transient(transport.reason(error)) from None
 
     def _accept(self, response: BaseHTTPResponse, size: int, validator: str) -> tuple[int, int | None]:
         """(where this answer begins, the whole size) after every check that its head allows."""
         self._check_status(response)
         _check_kind(self.url, response)
         if response.status == 206:
-            start, total = _content_range(response.headers.get("Content-Range", ""))
+            start, total = transport.content_range(response.headers.get("Content-Range", ""))
             tag = response.headers.get("ETag", validator)
             if not size or start != size or (validator.startswith('"') and tag != validator):
                 self.drop()
@@ -285,15 +280,12 @@ class _Job:
             length = response.headers.get("Content-Length", "")
             size, total = 0, int(length) if re.fullmatch(r"\d{1,18}", length) else None
             self.part.unlink(missing_ok=True)  # before the note: a note must never vouch for another version's bytes
-            note = {"url": shown(self.url), "validator": _validator(response.headers), "total": total}
+            note = {"url": shown(self.url), "validator": transport.validator(response.headers), "total": total}
             store.write_json(self.note, note)
         self._check_room(size, total)
         return size, total
 
     def _check_status(self, response: BaseHTTPResponse) -> None:
-        from urllib3 import Retry
-        from urllib3.exceptions import InvalidHeader
-
         status = response.status
         if status in (200, 206):
             return
@@ -301,11 +293,7 @@ class _Job:
             self.drop()
             raise _Transient("the file on the server has changed", 0.0)
         if status in _TRANSIENT:
-            try:
-                wait = Retry().get_retry_after(response)
-            except InvalidHeader:
-                wait = None
-            raise _Transient(f"its server answers {status}", wait)
+            raise _Transient(f"its server answers {status}", transport.retry_after(response))
         says = _SAYS.get(status, "does not give the file")
         raise DownloadError(f"{shown(self.url)} {says} (status {status}): check the address, {BY_HAND}.")
 
@@ -349,22 +337,6 @@ class _Job:
         self.note.unlink(missing_ok=True)
 
 
-def _manager(url: str, policy: Policy) -> PoolManager:
-    """A client for one address: through the proxy that the environment (or the system) names for it, or directly."""
-    import urllib3
-
-    parts = urlsplit(url)
-    timeout = urllib3.Timeout(connect=policy.connect_timeout, read=policy.read_timeout)
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return urllib3.PoolManager(timeout=timeout)
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    login = urllib3.util.parse_url(proxy).auth
-    headers = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, timeout=timeout)
-
-
 def _check_kind(url: str, response: BaseHTTPResponse) -> None:
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml"):
@@ -373,42 +345,3 @@ def _check_kind(url: str, response: BaseHTTPResponse) -> None:
         )
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise DownloadError(f"{shown(url)} comes in a compressed form that was not asked for: {BY_HAND[3:]}.")
-
-
-def _content_range(header: str) -> tuple[int, int | None]:
-    """'bytes 5-9/10' -> (5, 10); (-1, None) for what is none."""
-    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", header.strip())
-    if not match:
-        return -1, None
-    return int(match[1]), None if match[2] == "*" else int(match[2])
-
-
-def _validator(headers: Mapping[str, str]) -> str | None:
-    """What tells one version of the file from another, byte by byte (RFC 9110, 8.8): a strong ETag or an old date."""
-    tag = headers.get("ETag", "")
-    if tag.startswith('"'):
-        return tag
-    try:
-        changed = parsedate_to_datetime(headers.get("Last-Modified", ""))
-        asked = parsedate_to_datetime(headers.get("Date", ""))
-        return headers["Last-Modified"] if (asked - changed).total_seconds() >= 1 else None
-    except (TypeError, ValueError):  # a date is missing, is none, or lacks its zone
-        return None
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in words of ours: a client's own name its classes and show whole addresses."""
-    from urllib3 import exceptions
-
-    reasons: list[tuple[type[Exception], str]] = [
-        (exceptions.NameResolutionError, "the network is down or its name is not known"),
-        (exceptions.ConnectTimeoutError, "its server does not answer"),
-        (exceptions.NewConnectionError, "its server cannot be reached"),
-        (exceptions.ReadTimeoutError, "its server fell silent"),
-        (exceptions.ProxyError, "the proxy that the environment names cannot be reached or refuses"),
-        (exceptions.ProxySchemeUnknown, "the environment names a proxy that is none of http or https"),
-        (exceptions.SSLError, "its certificate cannot be verified; SSL_CERT_FILE names whom to trust"),
-        (exceptions.LocationValueError, "the address cannot be read"),
-        (exceptions.ProtocolError, "the connection broke"),
-    ]
-    return next((text for kind, text in reasons if isinstance(error, kind)), f"the network failed: {error}")
