@@ -12,7 +12,7 @@ import torch
 
 from tpdne_cli import models
 from tpdne_cli.critic import Critic, Judged, Selection, candidates, path_of, quantiles
-from tpdne_cli.errors import CheckpointError, SettingsError
+from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
 from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
 from tpdne_cli.sampler import Sampler, sample
 from tpdne_cli.training.calibrate import calibrate
@@ -150,7 +150,7 @@ def test_next_to_nothing_passes(judged):
     """Images that are all alike bad end the search with a sentence, not never."""
     worst = [s for s in judged if s.recipe["realism"] < 30]
     selection = Selection(30, wanted=1)
-    with pytest.raises(SettingsError, match="0 of 1000 images were above the 30th percentile") as caught:
+    with pytest.raises(TpdneError, match="0 of 1000 images were above the 30th percentile") as caught:
         list(selection(itertools.cycle(worst)))
     assert str(caught.value).endswith(".")
 
@@ -163,7 +163,7 @@ def test_a_high_percentile_is_given_the_tries_that_it_needs(judged):
 
 
 def test_images_that_run_out(judged):
-    with pytest.raises(SettingsError, match=r"ran out: \d+ of 40 images"):
+    with pytest.raises(TpdneError, match=r"ran out: \d+ of 40 images"):
         list(Selection(50, wanted=1000)(judged))
 
 

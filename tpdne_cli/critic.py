@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tpdne_cli.errors import CheckpointError, SettingsError
+from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
 from tpdne_cli.models import CRITIC_SUFFIX, Model
 from tpdne_cli.sampler import Pixels, Sample, Sampler
 from tpdne_cli.seeds import MAX_SEED, Seed
@@ -180,13 +180,13 @@ class Selection:
     def __call__(self, judged: Iterable[Sample]) -> Iterator[Sample]:
         """Those of a Judged sampler's images that pass, in order.
 
-        Raises SettingsError where next to nothing passes, or the images end before enough have.
+        Raises TpdneError where next to nothing passes, or the images end before enough have.
         """
         images = iter(judged)
         while self.kept < self.wanted:
             sample = next(images, None)
             if sample is None:
-                raise SettingsError(f"The seeds ran out: {self._account()}.")
+                raise TpdneError(f"The seeds ran out: {self._account()}.")
             self.tried += 1
             if sample.recipe["realism"] > self.minimum:
                 self.kept += 1
@@ -197,7 +197,7 @@ class Selection:
         expected = self.tried * (1 - self.minimum / 100)
         # Ten that should have passed and did not may be bad luck at a high percentile.
         if self.tried >= PATIENCE and self.kept < (expected - 10) / HOPELESS:
-            raise SettingsError(f"Next to nothing passes: {self._account()}; ask for less realism, or truncate more.")
+            raise TpdneError(f"Next to nothing passes: {self._account()}; ask for less realism, or truncate more.")
 
     def _account(self) -> str:
         return f"{self.kept} of {self.tried} images were above the {self.minimum:g}th percentile of realism"
