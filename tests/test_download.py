@@ -260,6 +260,7 @@ def test_a_wrong_part_is_thrown_away(site: Site, header: str) -> None:
 def test_a_part_longer_than_the_file_is_thrown_away(site: Site) -> None:
     site.answers = [file(upto=HALF), plain(416, b"", Content_Range="bytes */10"), file()]
     assert fetch(site.url, policy=quick())[0].read_bytes() == BODY
+    assert site.ranges() == [None, f"bytes={HALF}-", None]
 
 
 def test_a_file_shorter_than_announced_is_no_file(site: Site) -> None:

@@ -313,7 +313,7 @@ class _Job:
             )
 
     def _receive(self, response: BaseHTTPResponse, size: int, total: int | None) -> None:
-        with self.part.open("ab" if size else "wb") as file:
+        with self.part.open("ab") as file:
             self.on_progress(size, total)
             while True:
                 with self._network():
