@@ -60,7 +60,11 @@ def test_killed_at_random_moments_and_run_again(tiny_model, tmp_path, kills):
     while hits < kills:
         both = [begin(1), begin(2)]
         pids = [pid_of(child, tmp_path / f"pid{i}") for i, child in enumerate(both, 1)]
-        time.sleep(moment.random() * 0.6)
+        if moment.random() < 0.8:  # mostly while it writes; sometimes while it begins, or looks at what is there
+            both[0].stdout.readline()
+            time.sleep(moment.random() * 0.1)
+        else:
+            time.sleep(moment.random() * 0.6)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for child in both:
