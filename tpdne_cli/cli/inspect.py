@@ -107,5 +107,7 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     words += [] if recipe["truncation_cutoff"] is None else ["--truncation-cutoff", str(recipe["truncation_cutoff"])]
     words += [] if recipe["noise"] == "const" else ["--noise", recipe["noise"]]
     words += [] if recipe["class_index"] is None else ["--class", str(recipe["class_index"])]
+    words += ["--rotate", str(recipe["rotate"])] if "rotate" in recipe else []
+    words += ["--translate", *map(str, recipe["translate"])] if "translate" in recipe else []
     line = shlex.join(words)
     return line if "latent" not in recipe and line.isprintable() else None
