@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -136,19 +136,14 @@ def seen_path(url: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Alone with what the lock file stands for. The kernel frees the lock of a process that dies."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     make_dir(path.parent)
     lock = FileLock(path)
     with suppress(OSError, NotImplementedError):  # a file system without locks: go on, every write is atomic
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if on_wait is not None:
-                on_wait()
-            lock.acquire()
+        lock.acquire()
     try:
         yield
     finally:
