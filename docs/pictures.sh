@@ -10,5 +10,7 @@ for psi in 0.5 0.7 0.85 1.0; do
     tpdne sheet --model faces --seed 0 --grid 8x8 --quality 80 --psi "$psi" -o "faces-psi$psi.webp" "${common[@]}"
     tpdne sheet --model cats --seed 0 --grid 8x8 --quality 80 --psi "$psi" -o "cats-psi$psi.webp" "${common[@]}"
 done
-tpdne interpolate --model faces --seeds 1,5,7,12,20 --loop --frames 60 --fps 15 --quality 70 -o walk-faces.webp --force --quiet
-tpdne interpolate --model cats --seeds 1,5,7,12,20 --loop --frames 60 --fps 15 --quality 70 -o walk-cats.webp --force --quiet
+for model in faces cats; do
+    tpdne interpolate --model "$model" --seeds 1,5,7,12 --loop --frames 96 --fps 24 --quality 75 -o "walk-$model.webp" --force --quiet
+done
+tpdne mix --rows 1,2,3 --cols 10-14 --quality 80 -o mix.webp --force --quiet

@@ -171,6 +171,10 @@ def test_the_models_commands(capsys, tmp_path, tiny_model):
     assert code == 2 and err.count("\n") == 1
     assert call("import", "nowhere.pkl")[0] == 2
     assert call("clear-cache")[0] == 0
+    code, out, _ = call("pull", "--json")
+    assert code == 0 and {"name", "url", "licence"} <= json.loads(out.splitlines()[0]).keys()
+    code, _, err = call("pull", json.loads(out.splitlines()[0])["name"])
+    assert code == 2 and "--accept-licence" in err, "nobody can be asked here"
 
 
 def test_generate_moves_the_scene_of_stylegan3(tmp_path, capsys, monkeypatch):

@@ -25,20 +25,30 @@ _ROOMS = {
     "Sample": "sampler",
     "Sampler": "sampler",
     "Settings": "sampler",
+    "interpolate": "interpolation",
+    "mix": "styles",
+    "vary": "styles",
+    "save_animation": "animation",
+    "save_sheet": "montage",
     "read_recipe": "images",
     "TpdneError": "errors",
 }
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:
+    from tpdne_cli.animation import save_animation as save_animation
     from tpdne_cli.errors import TpdneError as TpdneError
     from tpdne_cli.images import read_recipe as read_recipe
+    from tpdne_cli.interpolation import interpolate as interpolate
     from tpdne_cli.models import Model as Model
     from tpdne_cli.models import load as load
+    from tpdne_cli.montage import save_sheet as save_sheet
     from tpdne_cli.sampler import Sample as Sample
     from tpdne_cli.sampler import Sampler as Sampler
     from tpdne_cli.sampler import Settings as Settings
     from tpdne_cli.sampler import sample as sample
+    from tpdne_cli.styles import mix as mix
+    from tpdne_cli.styles import vary as vary
 
 
 def __getattr__(name: str) -> Any:

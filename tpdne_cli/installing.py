@@ -123,7 +123,9 @@ def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 def clear_cache() -> tuple[int, int]:
     """Empty the download cache; returns how many files and bytes went."""
-    files = [p for p in store.cache_dir().glob("*") if p.is_file() and p.name != "CACHEDIR.TAG"]
+    cache = store.cache_dir()
+    busy = tuple(p.name[:16] for p in cache.glob("*.lock") if store.is_locked(p))  # a download's files share a key
+    files = [p for p in cache.glob("*") if p.is_file() and p.name != "CACHEDIR.TAG" and not p.name.startswith(busy)]
     size = sum(p.stat().st_size for p in files)
     for file in files:
         file.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from tpdne_cli import models as registry
 from tpdne_cli.cli.generate import complete_model
 from tpdne_cli.cli.output import Output
 from tpdne_cli.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tpdne_cli.catalogue import Entry
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 name_option = click.option("--name", metavar="N", help="What to call it (default: what its file is called).")
@@ -74,13 +77,13 @@ def import_model(source: str, name: str | None, licence: str | None, force: bool
     \b
     tpdne models import ~/Downloads/afhqcat.pkl --name afhqcat --licence non-commercial
     """
-    from tpdne_cli import installing, store
+    from tpdne_cli import download, installing, store
 
     output = Output(quiet=quiet)
     if "://" in source:
-        title = store.check_name(name) if name is not None else store.name_for(source.split("?")[0].rsplit("/", 1)[-1])
+        title = store.check_name(name) if name is not None else store.name_for(download.file_name(source))
         file = fetch(source, output)
-        output.result(str(installing.install(file, title, source, licence, force)))
+        output.result(str(installing.install(file, title, download.shown(source), licence, force)))
         return
     if not Path(source).is_file():
         raise SettingsError(f"There is no file {source}: name the generator's file, or its address.")
@@ -99,28 +102,28 @@ def pull(name: str | None, accept_licence: bool, force: bool, as_json: bool, qui
 
     output = Output(as_json, quiet)
     if name is None:
-        rows = [("NAME", "PIXELS", "LICENCE")]
+        rows = [("NAME", "PIXELS", "SHOWS", "LICENCE")]
         for entry in catalogue.ENTRIES:
             record = {"name": entry.name, "url": entry.url, "resolution": entry.resolution, "licence": entry.licence}
             if as_json:
                 output.result(entry.name, record)
-            rows.append((entry.name, f"{entry.resolution}x{entry.resolution}", entry.licence))
+            rows.append((entry.name, f"{entry.resolution}x{entry.resolution}", entry.shows, entry.licence))
         if not as_json:
             output.table(rows)
         return
     entry = catalogue.find(name)
-    agree(output, entry.name, entry.licence, accept_licence)
+    agree(output, entry, accept_licence)
     file = fetch(entry.url, output)
     output.result(str(installing.install(file, entry.name, entry.url, entry.licence, force)))
 
 
-def agree(output: Output, name: str, licence: str, accepted: bool) -> None:
+def agree(output: Output, entry: Entry, accepted: bool) -> None:
     """Show the licence; go on only if the user agrees. Raises SettingsError where nobody can be asked."""
-    output.note(f"{name} is published under: {licence}.")
+    output.note(f"{entry.name} is published under: {entry.licence} ({entry.licence_url}). {entry.terms}")
     if accepted:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise SettingsError(f"{name} has a licence of its own ({licence}): --accept-licence agrees to it.")
+        raise SettingsError(f"{entry.name} has a licence of its own ({entry.licence}): --accept-licence agrees to it.")
     if not click.confirm("Do you accept this licence?", err=True):
         raise click.Abort
 
@@ -129,7 +132,7 @@ def fetch(url: str, output: Output) -> Path:
     """The file behind an address, with a bar while it comes."""
     from tpdne_cli import download
 
-    output.note(f"Fetching {url.split('?')[0]}")
+    output.note(f"Fetching {download.shown(url)}")
     started = False
 
     def progress(done: int, total: int | None) -> None:
