@@ -263,6 +263,16 @@ def test_hostile_records_are_reported_like_any_other(tmp_path, record):
         assert len(report.sentence) < 400
 
 
+@pytest.mark.parametrize("format", ["webp", "png"])
+def test_one_true_frame_does_not_vouch_for_an_animation(tmp_path, format):
+    still = write(tmp_path, format, quality=100 if format == "webp" else None)
+    others = [Image.fromarray(255 - regenerate(RECIPE))]
+    first, settings = opened(still), {"save_all": True, "append_images": others, "lossless": True}
+    moving = save_again(still, first, **(settings if format == "webp" else {"save_all": True, "append_images": others}))
+    assert np.array_equal(images.read_pixels(moving), regenerate(RECIPE)), "the first frame is the one of the recipe"
+    says(verify(moving, regenerate), "unverifiable", "animation")
+
+
 def test_what_is_no_image(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("hello")

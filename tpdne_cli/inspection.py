@@ -86,6 +86,8 @@ def verify(
     report = _examine(path, pixels, marks)
     if report.recipe is None or report.verdict == "resized":
         return report
+    if _is_animated(path):  # one true frame would vouch for all the others
+        return unverifiable(path, "It is an animation, and only single images are.")
     format, quality = _encoding(marks)
     again = images.resize(regenerate(report.recipe), max(pixels.shape[:2]))
     again = images.read_pixels(images.encode(again, format, quality))
@@ -137,6 +139,13 @@ def _examine(path: str | os.PathLike[str], pixels: Pixels, marks: metadata.Marks
         recipe=marks.recipe,
     )
     return _with_sentence(report, marks)
+
+
+def _is_animated(path: str | os.PathLike[str]) -> bool:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return bool(getattr(image, "is_animated", False))
 
 
 def _encoding(marks: metadata.Marks) -> tuple[str, int | None]:
