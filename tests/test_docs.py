@@ -48,7 +48,7 @@ def test_every_flag_in_the_readme_exists():
             for call in re.findall(r"tpdne ([^|>&;#]*)", line):
                 words = call.split()
                 assert not words or words[0] in COMMANDS or words[0].startswith("-"), f"no such command: tpdne {call}"
-                for flag in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", call):
+                for flag in re.findall(r"(?<!\S)(--?[a-z0-9][a-z0-9-]*)", call):
                     assert flag in known or flag in {"-h", "-V"}, f"no such flag: {flag} in 'tpdne {call}'"
 
 

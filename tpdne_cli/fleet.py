@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from tpdne_cli import devices
+from tpdne_cli.critic import Critic, Judged
 from tpdne_cli.errors import DeviceError
 from tpdne_cli.models import Model
 from tpdne_cli.pipeline import in_order
@@ -34,7 +35,7 @@ MEMORY_PER_PROCESS = 1 << 30  # bytes; 128 pixels need 0.2 GiB, 256 pixels with 
 class Worker:
     """A sampler in a process of its own, forked from this one, with one thread."""
 
-    def __init__(self, sampler: Sampler, siblings: Sequence[Worker] = ()) -> None:
+    def __init__(self, sampler: Sampler | Judged, siblings: Sequence[Worker] = ()) -> None:
         self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
         self.connection, far = Pipe()
         pid = os.fork()
@@ -58,7 +59,7 @@ class Worker:
         yield from answer
 
 
-def _serve(sampler: Sampler, connection: Connection, inherited: Iterable[Connection]) -> NoReturn:
+def _serve(sampler: Sampler | Judged, connection: Connection, inherited: Iterable[Connection]) -> NoReturn:
     """Answer batches of seeds until the parent closes its end, or dies: then the connection ends."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group: the parent decides
@@ -89,13 +90,13 @@ def _end(connection: Connection, pid: int) -> None:
 class Fleet:
     """Samplers of one model that share the work. A slower one takes fewer batches; none waits for another."""
 
-    def __init__(self, samplers: Sequence[Sampler | Worker]) -> None:
+    def __init__(self, samplers: Sequence[Sampler | Judged | Worker]) -> None:
         self.samplers = samplers
         self.recipe = samplers[0].recipe
 
     def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
         """One Sample per seed, in order. Raises what a Sampler raises."""
-        idle: SimpleQueue[Sampler | Worker] = SimpleQueue()
+        idle: SimpleQueue[Sampler | Judged | Worker] = SimpleQueue()
         for sampler in self.samplers:
             idle.put(sampler)
 
@@ -119,20 +120,22 @@ def assemble(
     precision: str = "auto",
     batch_size: int | None = None,
     images: int = 1,
-) -> Sampler | Fleet:
+    judged: bool = False,
+) -> Sampler | Judged | Fleet:
     """What makes `images` images fastest: a Sampler, or a Fleet of devices ('cuda:0,cuda:1') or of processes.
 
-    Raises as Sampler does.
+    judged: with their realism in the recipe. Raises as Sampler does, and Critic.load.
     """
     names = [name.strip() for name in device.split(",")]
     if "" in names:
         raise DeviceError(f"{device!r} is not a list of devices: write them as cuda:0,cuda:1.")
     for name in names:  # all of them are there, before the network is copied to the first
         devices.choose(name)
-    samplers = [Sampler(model, settings, name, precision, batch_size) for name in names]
+    plain = [Sampler(model, settings, name, precision, batch_size) for name in names]
+    samplers = [Judged(s, Critic.load(model, str(s.device))) for s in plain] if judged else plain
     if len(samplers) > 1:
         return Fleet(samplers)
-    count = processes(samplers[0], images)
+    count = processes(plain[0], images)
     if count == 1:
         return samplers[0]
     workers: list[Worker] = []

@@ -254,7 +254,7 @@ def build(arch: str, config: Mapping[str, Any], tensors: Mapping[str, Any], sour
             raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {name}.")
         # A copy where the array is a view of the file, which may change or go away.
         convert = np.asarray if array.flags.writeable else np.array
-        state[name] = torch.from_numpy(convert(array, dtype=np.float32))
+        state[name] = torch.from_numpy(convert(array, dtype=np.float32, order="C"))
     network.load_state_dict(state, strict=True, assign=True)
     return prepare(network)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What may differ between two runs of one job: a new version or another machine goes on with the same images, which
 # agree within the tolerance that is promised between devices. A precision counts unless it was chosen automatically.
-INCIDENTAL = frozenset({"version", "device"})
+INCIDENTAL = frozenset({"version", "device", "realism"})
 
 
 def is_finished(

@@ -103,6 +103,8 @@ def explain(error: Exception) -> int:
         complain("There is not enough memory: close other programs, or use a smaller --batch-size.")
     elif isinstance(error, OSError):
         complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+    elif isinstance(error, ImportError) and ("failed to map" in str(error) or "allocate memory" in str(error)):
+        complain("There is not enough memory: close other programs, or raise the limit (ulimit -v).")
     elif isinstance(error, ImportError):
         complain(f"{error}: the installation is incomplete, install tpdne again.")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @options.generation_options
 @options.movement_options
 def generate(model: str, **given: Any) -> int:
-    """Write images of any generator: an installed name ('tpdne models list') or a file.
+    """Write images of any other generator: an installed name or a file.
 
     \b
     tpdne generate dishes.safetensors --count 20 --out dishes/
@@ -73,18 +74,32 @@ def run(
     if target.file is not None and len(wanted) > 1:
         raise click.UsageError(f"{len(wanted)} images do not fit in the one file {target.file}: give a directory")
     title = Path(model).stem if Path(model).suffix else model
-    work = part(list(plan(Namer(name, title, FORMATS[target.format].suffix), wanted)), shard, given is None)
+    namer = Namer(name, title, FORMATS[target.format].suffix)
+    work = part(list(plan(namer, wanted)), shard, given is None)
+    minimum = settings["min_realism"]
+    if minimum is not None and shard is not None:
+        raise click.UsageError("--shard and --min-realism contradict each other: parts would go on to the same seeds")
     models.find(model)
     check_manifest(manifest, skip_existing or force)
     if not target.is_stdout:
         target.prepare(name for _, name in work)
-        if not (force or skip_existing):
+        if not (force or skip_existing or minimum is not None):
             target.refuse_existing(name for _, name in work)
     job = Job(model, target, output, settings, manifest, skip_existing, force, archive=len(wanted) > 1)
+    if minimum is not None:
+        job = selective(job, namer, minimum)
     if given is not None:
         return job.run(work)
     job.again = f"{again(wanted)} --skip-existing goes on"
     return job.run(work, fresh_note(wanted))
+
+
+def selective(job: Job, namer: Namer, minimum: float) -> Job:
+    """The same job with a critic at its door."""
+    from tpdne_cli.cli.selective import SelectiveJob  # with numpy, which --help can do without
+
+    given = {field.name: getattr(job, field.name) for field in dataclasses.fields(job) if field.init}
+    return SelectiveJob(**given, namer=namer, minimum=minimum)
 
 
 def again(wanted: Sequence[Seed]) -> str:

@@ -16,6 +16,7 @@ from tpdne_cli.errors import OutputError
 from tpdne_cli.seeds import Seed
 
 if TYPE_CHECKING:
+    from tpdne_cli.critic import Judged
     from tpdne_cli.fleet import Fleet
     from tpdne_cli.pipeline import Encoding, Written
     from tpdne_cli.sampler import Sample, Sampler
@@ -37,7 +38,7 @@ class Job:
     archive: bool = False  # on standard output: a tar archive, not the bytes of one image
     again: str = "the same command with --skip-existing goes on"
     there: int = field(default=0, init=False)  # images that exist by now
-    sampler: Sampler | Fleet = field(init=False)
+    sampler: Sampler | Judged | Fleet = field(init=False)
     encoding: Encoding = field(init=False)
     resolution: int = field(init=False)
 
@@ -74,7 +75,8 @@ class Job:
         settings = options.settings_of(given)
         self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         self.resolution = model.resolution
-        self.sampler = assemble(model, settings, given["device"], given["precision"], given["batch_size"], count)
+        how = given["device"], given["precision"], given["batch_size"]
+        self.sampler = assemble(model, settings, *how, count, judged=given.get("min_realism") is not None)
 
     def finished(self, work: Work) -> Collection[str]:
         """Names of the images that are there. Raises OutputError where something else has such a name."""

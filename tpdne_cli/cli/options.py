@@ -90,6 +90,15 @@ movement_options = group(
     ),
 )
 
+critic_options = group(
+    click.option(
+        "--min-realism",
+        type=click.FloatRange(0, 100, max_open=True),
+        metavar="P",
+        help="Keep only images that the critic places above the P-th percentile; go on to further seeds.",
+    ),
+)
+
 file_options = group(
     click.option(
         "-o",
@@ -146,7 +155,9 @@ script_options = group(
     ),
 )
 
-generation_options = group(seed_options, latent_options, file_options, device_options, report_options, script_options)
+generation_options = group(
+    seed_options, latent_options, critic_options, file_options, device_options, report_options, script_options
+)
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:

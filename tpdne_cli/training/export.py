@@ -18,22 +18,31 @@ LATENTS_FOR_MEAN = 20_000
 
 
 def export(
-    run_dir: str | os.PathLike[str], out: str | os.PathLike[str], info: Mapping[str, Any] | None = None
+    run_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    info: Mapping[str, Any] | None = None,
+    noise: float = 1.0,
 ) -> tuple[Path, Path]:
     """Writes the averaged generator to `out` and the discriminator to NAME-critic.safetensors beside it, in float16.
 
     Works on a run in progress as well as on one that has ended. `info` is stored in the files' headers, beside what the
-    run knows of itself. Returns both paths. Raises TrainingError where there is no checkpoint, OutputError.
+    run knows of itself. noise: strength of the model's own constant noise against that of the training: early on much of
+    it is grain that the generator has not yet learned to place, and less of it looks better. Returns both paths.
+    Raises TrainingError where there is no checkpoint, OutputError.
     """
     state = checkpoint.load(Path(run_dir))
     path = Path(out)
     critic = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
     config = Config(**state["generator_config"])
     tensors = {name: tensor.half() for name, tensor in state["ema"].items()}
+    for name in tensors:
+        if name.endswith("noise_const"):
+            tensors[name] *= noise
     tensors["mapping.w_avg"] = mean_w(config, state["ema"])
     about = {
         "truncation": TRUNCATION,
         "images_seen": state["counters"]["images"],
+        "constant_noise": noise,
         "training": {k: v for k, v in state["config"].items() if k not in ("data", "run_dir", "from_model")},
         **(info or {}),
     }

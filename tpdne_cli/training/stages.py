@@ -1,6 +1,6 @@
 """The same latents at several stages of a run, as one picture: `tpdne serve` explains itself with NAME-stages.webp.
 
-    python -m tpdne_cli.training.stages runs/faces weights/faces-stages.webp
+python -m tpdne_cli.training.stages runs/faces weights/faces-stages.webp
 """
 
 from __future__ import annotations

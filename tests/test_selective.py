@@ -1,0 +1,92 @@
+"""--min-realism: seeds go on until enough images have passed the critic, and every kept one is the seed's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_critic import write_pair
+
+from tpdne_cli import models
+from tpdne_cli.cli import run
+from tpdne_cli.sampler import sample
+from tpdne_cli.training.calibrate import calibrate
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    path = write_pair(tmp_path_factory.mktemp("pair"))
+    calibrate(path, images=50)
+    return path
+
+
+@pytest.fixture
+def cli(capsysbinary, tmp_path, generator, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str):
+        code = run(["generate", str(generator), *map(str, arguments)])
+        out, err = capsysbinary.readouterr()
+        return code, out, err.decode()
+
+    return call
+
+
+def test_further_seeds_are_drawn_until_enough_have_passed(cli, generator):
+    code, out, err = cli("--seed", 0, "-n", 8, "--min-realism", 60, "--json")
+    images = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(images) == 8
+    assert all(image["realism"] > 60 for image in images)
+    seeds = [image["seed"] for image in images]
+    assert seeds == sorted(seeds)
+    assert f"8 of {seeds[-1] + 1} images passed the critic." in err
+    for image, plain in zip(images, sample(models.load(generator), seeds), strict=True):
+        assert Path(image["path"]).name == f"tiny-{image['seed']:06d}.png"
+        assert np.array_equal(np.asarray(Image.open(image["path"])), plain.pixels), "the seed's own image"
+    everybody = {s for s in range(50) if s not in seeds}
+    _, out, _ = cli("--seeds", "0-49", "--min-realism", 0, "--json", "-o", "all")
+    rest = {i["seed"]: i["realism"] for i in map(json.loads, out.splitlines()) if i["seed"] in everybody}
+    assert all(rest[s] <= 60 for s in range(seeds[-1]) if s in rest), "nobody who would have passed was left out"
+
+
+def test_a_broken_off_run_goes_on(cli):
+    options = ("--seed", "ann", "-n", 6, "--min-realism", 50)
+    _, whole, _ = cli(*options)
+    names = whole.decode().split()
+    kept = {name: Path(name).read_bytes() for name in names}
+    Path(names[3]).unlink()
+    code, _, err = cli(*options)
+    assert code == 1 and "exists" in err
+    code, again, _ = cli(*options, "--skip-existing")
+    assert code == 0 and again == whole
+    assert {name: Path(name).read_bytes() for name in names} == kept
+    code, _, err = cli(*options, "--skip-existing", "--truncation", 0.5)
+    assert code == 1 and "was made with truncation" in err
+
+
+def test_an_archive_of_those_who_passed(cli):
+    code, out, _ = cli("--seed", 3, "-n", 3, "--min-realism", 30, "-o", "-")
+    assert code == 0
+    with tarfile.open(fileobj=io.BytesIO(out)) as archive:
+        assert len(archive.getnames()) == 3
+
+
+def test_what_cannot_be(cli, tiny_model):
+    code, _, err = cli("-n", 2, "--min-realism", 100)
+    assert code == 2 and "--min-realism" in err
+    code, _, err = cli("--seeds", "0-3", "--min-realism", 5, "--shard", "1/2")
+    assert code == 2 and "--shard" in err
+    assert run(["generate", str(tiny_model), "-n", "1", "--min-realism", "5"]) == 2, "it has no critic"
+
+
+def test_next_to_nobody_passes(tmp_path, capsys):
+    generator = write_pair(tmp_path, meta={"quantiles": [1e6 + i for i in range(101)]})
+    assert run(["generate", str(generator), "-n", "1", "--min-realism", "30", "-o", str(tmp_path / "d")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "Next to nothing passes: 0 of 1000 images" in err
+    assert list((tmp_path / "d").iterdir()) == []

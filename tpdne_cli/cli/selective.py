@@ -1,0 +1,64 @@
+"""The main job with a critic at the door: seeds to images, and on to further seeds until enough have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from tpdne_cli.cli.interruption import Interruption
+from tpdne_cli.cli.job import Job, Work
+from tpdne_cli.critic import Selection, candidates
+from tpdne_cli.errors import OutputError
+from tpdne_cli.seeds import Seed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpdne_cli.pipeline import Written
+    from tpdne_cli.sampler import Sample
+
+
+@dataclass
+class SelectiveJob(Job):
+    """A Job whose work says how many images there are to be, and from which seeds on; names are given to those kept."""
+
+    namer: Callable[[int, Seed], str] = str  # type: ignore[assignment]
+    minimum: float = 0
+
+    def run(self, work: Work, note: str = "") -> int:
+        """Exit code: 0 all written, 130 interrupted. Raises the library's errors."""
+        self.selection = Selection(self.minimum, len(work))
+        try:
+            return super().run(work, note)
+        finally:
+            if self.selection.tried:
+                self.output.note(f"{self.selection.kept} of {self.selection.tried} images passed the critic.")
+
+    def finished(self, _work: Work) -> Collection[str]:
+        """None: who passes is known when it is drawn."""
+        return frozenset()
+
+    def write(self, work: Work, interruption: Interruption) -> Iterator[Written]:
+        """The images that pass, in order, as each is written."""
+        from tpdne_cli.cli.output import Stdout
+        from tpdne_cli.pipeline import write_files, write_stream
+
+        def named() -> Iterator[tuple[Sample, str]]:
+            samples = self.sampler(interruption.until(candidates([seed for seed, _ in work])))
+            for index, sample in enumerate(self.selection(samples)):
+                yield sample, self.namer(index, sample.seed)
+
+        if self.target.is_stdout:
+            return write_stream(named(), self.encoding, cast(BinaryIO, Stdout()), tar=self.archive)
+        paths = ((sample, self.place(sample, name)) for sample, name in named())
+        return write_files(paths, self.encoding, replace=self.force or self.skip)
+
+    def place(self, sample: Sample, name: str) -> Path:
+        """Where an image goes; with --skip-existing what is there must be itself. Raises OutputError."""
+        from tpdne_cli.resume import objection
+
+        path = self.target.path(name)
+        if self.skip and path.exists() and (reason := objection(path, sample.recipe, self.encoding, self.resolution)):
+            raise OutputError(f"{path} {reason}: move it away, or give --force in place of --skip-existing.")
+        return path
