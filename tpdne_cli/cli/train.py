@@ -67,7 +67,7 @@ run_options = group(
 def train(
     source: Path | None, out: Path, run_dir: Path | None, resume: bool, export_only: bool, quiet: bool, **given: Any
 ) -> int:
-    """Train a generator on the pictures of FOLDER or ZIP.
+    """Train a generator of your own from a folder of images, or a zip of them.
 
     Ctrl-C stops with a checkpoint; --resume goes on from it as if nothing had been. Sample sheets in the run's folder
     show how far it is.

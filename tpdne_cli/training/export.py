@@ -26,8 +26,8 @@ def export(
     """Writes the averaged generator to `out` and the discriminator to NAME-critic.safetensors beside it, in float16.
 
     Works on a run in progress as well as on one that has ended. `info` is stored in the files' headers, beside what the
-    run knows of itself. noise: strength of the model's own constant noise against that of the training: early on much of
-    it is grain that the generator has not yet learned to place, and less of it looks better. Returns both paths.
+    run knows of itself. noise: strength of the model's own constant noise against that of the training: early on much
+    of it is grain that the generator has not yet learned to place, and less of it looks better. Returns both paths.
     Raises TrainingError where there is no checkpoint, OutputError.
     """
     state = checkpoint.load(Path(run_dir))
