@@ -114,9 +114,9 @@ def begin(target: Target, names: Iterable[str], given: Mapping[str, Any]) -> Out
 
 def load_sampler(given: Mapping[str, Any]) -> Sampler:
     """The model on its device with the settings of latent_options. Raises as loading and Sampler do."""
-    from tpdne_cli.sampler import Sampler, Settings
+    from tpdne_cli.sampler import Sampler
 
-    settings = Settings(given["truncation"], given["truncation_cutoff"], given["noise"], given["class_index"])
+    settings = options.settings_of(given)
     model = models.load(given["model"])
     return Sampler(model, settings, given["device"], given["precision"], given["batch_size"])
 
