@@ -169,7 +169,7 @@ def test_mp4_without_pyav_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("format", STILL)
 def test_memory_stays_flat(tmp_path, format, monkeypatch):
-    """Four times the frames, the same peak of Python's and numpy's memory."""
+    """Four times the frames do not stay in Python's and numpy's memory."""
     monkeypatch.setattr(animation, "PALETTE_PIXELS", 1 << 15)
 
     def peak(count):
@@ -181,8 +181,9 @@ def test_memory_stays_flat(tmp_path, format, monkeypatch):
             tracemalloc.stop()
 
     save(tmp_path, format, film(2))
-    window = peak(150)  # 64 frames may wait for an encoder
-    assert peak(600) < 1.4 * window
+    window = peak(150)  # up to 64 frames may wait for an encoder; how many do depends on the machine
+    further = 450 * 64 * 64 * 3
+    assert peak(600) < window + further / 4
 
 
 @pytest.mark.parametrize("format", [*STILL, "mp4"])
