@@ -449,6 +449,18 @@ def test_precision_is_probed_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None
     assert precision.bfloat16_gain() == 0.0
 
 
+def test_what_an_export_weakened_comes_back_and_what_was_seen_counts(tmp_path: Path, pictures: Path) -> None:
+    """A chain of runs, each from the file of the one before: the noise does not fade, the average remembers."""
+    train(tiny(pictures, tmp_path / "first"))
+    first, _ = export(tmp_path / "first", tmp_path / "first.safetensors", noise=0.25)
+    train(tiny(pictures, tmp_path / "second", from_model=str(first), images=4))
+    second, _ = export(tmp_path / "second", tmp_path / "second.safetensors", noise=0.25)
+    noises = [models.load(path).generator.synthesis.b16.conv1.noise_const for path in (first, second)]
+    assert torch.allclose(noises[0], noises[1], rtol=2e-3)
+    info = models.load(second).info
+    assert (info["images_seen"], info["images_before"]) == (4, 16)
+
+
 def test_damaged_transfer_source_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError):

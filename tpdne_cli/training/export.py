@@ -42,6 +42,7 @@ def export(
     about = {
         "truncation": TRUNCATION,
         "images_seen": state["counters"]["images"],
+        "images_before": state["counters"].get("before", 0),
         "constant_noise": noise,
         "training": {k: v for k, v in state["config"].items() if k not in ("data", "run_dir", "from_model")},
         **(info or {}),

@@ -22,11 +22,15 @@ from tpdne_cli.training.config import TrainConfig
 
 @dataclasses.dataclass
 class Networks:
-    """The three networks of a run: generator, its moving average, discriminator."""
+    """The three networks of a run: generator, its moving average, discriminator.
+
+    images_before: photographs that the weights had seen before this run.
+    """
 
     generator: Generator
     ema: Generator
     discriminator: Discriminator
+    images_before: int = 0
 
 
 def build(config: TrainConfig, resolution: int) -> Networks:
@@ -59,9 +63,12 @@ def from_file(path: Path, resolution: int) -> Networks:
         )
     generator = Generator(Config(**_tuples(source.config)))
     _load(generator, source.tensors, path)
+    _at_full_strength(generator, source.meta.get("constant_noise"))
     beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
     with_critic = source if source.discriminator_tensors or not beside.exists() else sniff.read(beside)
-    return Networks(generator, _frozen_copy(generator), _critic(with_critic, beside, generator.config))
+    critic = _critic(with_critic, beside, generator.config)
+    before = sum(int(source.meta.get(key) or 0) for key in ("images_before", "images_seen"))
+    return Networks(generator, _frozen_copy(generator), critic, before)
 
 
 def grow(old: Networks) -> Networks:
@@ -90,6 +97,13 @@ def carry_moments(
     for name, parameter in new_module.named_parameters():
         if name in before and before[name].shape == parameter.shape and before[name] in old.state:
             new.state[parameter] = old.state[before[name]]
+
+
+def _at_full_strength(generator: Generator, constant_noise: float | None) -> None:
+    """Takes back what an export did to the constant noise, or the next export would weaken it again."""
+    for name, buffer in generator.named_buffers():
+        if name.endswith("noise_const") and constant_noise:
+            buffer.div_(constant_noise)
 
 
 def _critic(source: Checkpoint, path: Path, config: Config) -> Discriminator:

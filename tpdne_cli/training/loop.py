@@ -44,8 +44,12 @@ class Progress:
 
 @dataclasses.dataclass
 class Counters:
-    """Where a run stands: photographs shown in all and in this stage, steps, place in the data's order."""
+    """Where a run stands: photographs shown in all and in this stage, steps, place in the data's order.
 
+    before: photographs that the weights it began with had seen.
+    """
+
+    before: int = 0
     images: int = 0
     steps: int = 0
     stage: int = 0
@@ -95,7 +99,9 @@ class Run:
             torch.manual_seed(config.seed)
             resolution = self.stages[0].resolution
             begun = growth.from_file(Path(config.from_model), resolution) if config.from_model else None
-            self._adopt(begun or growth.build(config, resolution))
+            nets = begun or growth.build(config, resolution)
+            self.counters.before = nets.images_before
+            self._adopt(nets)
         else:
             self._restore(state)
         self._enter_stage()
@@ -210,7 +216,8 @@ class Run:
         self._note("generator_loss", loss)
 
     def _step_average(self) -> None:
-        half_life = min(self.config.ema_images, max(self.counters.images, 1) * self.config.ema_rampup)
+        seen = self.counters.before + self.counters.images
+        half_life = min(self.config.ema_images, max(seen, 1) * self.config.ema_rampup)
         keep = 0.5 ** (self.config.batch / max(half_life, 1e-8))
         average, current = self.nets.ema, self.nets.generator
         with torch.no_grad():
