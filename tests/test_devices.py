@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -242,6 +243,54 @@ def test_a_process_that_is_killed_is_told_in_one_sentence(two_cores, capsys, tin
     assert run(["generate", str(tiny_model), "--seeds", "0-40"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Error: A worker process was killed") and err.count("\n") == 1
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_process_that_dies_of_a_large_batch_is_followed_by_one_with_a_smaller(
+    tiny_model, capfd, monkeypatch, number, cores
+):
+    """As the kernel's killer does, and native code that does not look at what malloc gave it."""
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    monkeypatch.setattr(devices, "memory_is_limited", lambda: True)
+    before, genuine, mother = children(os.getpid()), Sampler._run, os.getpid()
+
+    def fragile(self: Sampler, seeds: list) -> list:
+        assert os.getpid() != mother, "it would have been this process"
+        if len(seeds) > 2:
+            faulthandler.disable()  # pytest's
+            os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'")
+            os.kill(os.getpid(), number)
+        return genuine(self, seeds)
+
+    expected = list(Sampler(models.load(tiny_model))(range(33)))
+    monkeypatch.setattr(Sampler, "_run", fragile)
+    samples = list(fleet.assemble(models.load(tiny_model), images=33, batch_size=8)(range(33)))
+    assert [s.seed for s in samples] == list(range(33))
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(samples, expected, strict=True))
+    assert capfd.readouterr().err == "", "the end of a process is no news for the user"
+    assert children(os.getpid()) == before
+
+
+@linux
+def test_a_forked_process_uses_threads_where_it_is_alone(tiny_model, monkeypatch):
+    """OpenMP's threads do not follow a fork: it would wait for them for ever."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    monkeypatch.setattr(devices, "memory_is_limited", lambda: True)
+    torch.set_num_threads(2)
+    try:
+        torch.randn(1 << 20).exp().sum().item()  # starts this process's own
+        fleet_of_one = fleet.assemble(models.load(tiny_model), images=1)
+        (worker,) = fleet_of_one.samplers
+        (image,) = fleet_of_one([5])
+        running = len(list(Path(f"/proc/{children(os.getpid())[-1]}/task").iterdir()))
+    finally:
+        torch.set_num_threads(threads)
+    assert worker.threads == 2 and running >= 2
+    (expected,) = Sampler(models.load(tiny_model))([5])
+    assert np.array_equal(image.pixels, expected.pixels)
 
 
 @linux

@@ -245,7 +245,7 @@ def test_a_limit_of_memory_makes_smaller_batches(wide_model, tmp_path):
         child.stdout.readline()
     assert peak > base + 200_000, "the run needs more than the limits below"
     codes = []
-    for share in (0.1, 0.4, 0.7):
+    for share in (0.1, 0.25, 0.4, 0.55, 0.7):
         limit = base + int((peak - base) * share)
         done = shell(f"ulimit -v {limit}; {call} -o at{limit}", tmp_path)
         codes.append(done.returncode)
@@ -255,7 +255,17 @@ def test_a_limit_of_memory_makes_smaller_batches(wide_model, tmp_path):
             lines = done.stderr.decode().splitlines()
             assert done.returncode == 1 and lines[-1].startswith("Error: ") and "memory" in lines[-1], done.stderr
             assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
-    assert codes == [1, 0, 0], "with less than half of the memory there are smaller batches"
+    assert codes[0] == 1 and codes[2:] == [0, 0, 0], "with less than half of the memory there are smaller batches"
+
+
+@linux
+@pytest.mark.parametrize("limit", [60_000, 250_000, 500_000])
+def test_a_limit_of_memory_that_not_even_the_libraries_fit_in(wide_model, tmp_path, limit):
+    """Loaded without enough of it they do not raise, they abort; kB."""
+    done = shell(f"ulimit -v {limit}; tpdne generate {wide_model} --seeds 0-95 -o d", tmp_path, cold=True)
+    assert done.returncode == 1 and done.stdout == b""
+    assert done.stderr.startswith(b"Error: There is not enough memory") and done.stderr.count(b"\n") == 1, done.stderr
+    assert files(tmp_path) == []
 
 
 def memory(pid: int, what: str) -> int:

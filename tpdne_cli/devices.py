@@ -9,8 +9,9 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpdne_cli.errors import DeviceError
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+OUT_OF_MEMORY = (  # in the words of torch, its libraries and drivers
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+    "create a primitive",
+)
+MARGIN = 64 << 20  # bytes between a rehearsal and the limit, for what is in no rehearsal: threads, encoders
+NO_ROOM = "There is not enough memory to begin: close other programs, or raise the limit (ulimit -v)."
 
 # Run in a child process: on virtual machines that advertise matrix units without tiles, bfloat16 kills the caller.
 PROBE = """
@@ -152,20 +164,15 @@ def place(generator: Any, device: torch.device, precision: torch.dtype) -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception means that memory ran out, whichever way torch says so."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    """Whether an exception means that memory ran out, whichever way libraries say so."""
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which to import may fail
         return True
-    signs = (
-        "can't allocate memory",
-        "not enough memory",
-        "out of memory",
-        "bad_alloc",
-        "alloc_failed",
-        "create a primitive",
-    )
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    text = str(error).lower()
+    if isinstance(error, ImportError):
+        return any(sign in text for sign in ("failed to map", "allocate memory"))
+    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:
@@ -214,11 +221,70 @@ def _control_group(name: str) -> list[int]:
         return []
 
 
+def memory_is_limited() -> bool:
+    """Whether something less than the machine bounds this process on Linux: `ulimit -v`, a batch system, a container.
+
+    There memory may well run out, and native code does not always survive that.
+    """
+    return sys.platform == "linux" and (_address_space_is_limited() or bool(_control_group("memory.max")))
+
+
 def _address_space_is_limited() -> bool:
     """Whether `ulimit -v` or a batch system bounds this process."""
+    if sys.platform != "linux":
+        return False
     import resource
 
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def rehearse(work: Callable[[], object]) -> None:
+    """Where address space is limited, let a copy of this process do the work first, with a little less of it.
+
+    Libraries that are loaded without enough memory do not raise, they abort. Raises DeviceError where the copy fails
+    for want of memory; whatever else goes wrong is left to the work itself.
+    """
+    if not _address_space_is_limited():
+        return
+    try:
+        pid = os.fork()
+    except OSError:
+        raise DeviceError(NO_ROOM) from None
+    if pid == 0:
+        _rehearse(work)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise DeviceError(NO_ROOM)
+
+
+def _rehearse(work: Callable[[], object]) -> NoReturn:
+    import resource
+
+    code = 1
+    try:
+        for stream in (1, 2):  # what aborts says so in several lines
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (max(0, soft - MARGIN), hard))
+        work()
+        code = 0
+    except Exception as error:
+        code = int(is_out_of_memory(error))
+    finally:
+        os._exit(code)
+
+
+def end_threads() -> bool:
+    """End the threads that OpenMP keeps for its next loop, so that a fork may start its own; whether that is so.
+
+    They do not follow a fork, and its first loop would wait for them for ever (GNU's libgomp; others notice).
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}:
+            ctypes.CDLL(path).omp_pause_resource_all(2)  # omp_pause_hard (OpenMP 5.0)
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 @functools.cache

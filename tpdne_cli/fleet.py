@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
@@ -31,44 +33,88 @@ from tpdne_cli.seeds import Seed
 LARGEST_FOR_PROCESSES = 256
 MEMORY_PER_PROCESS = 1 << 30  # bytes; 128 pixels need 0.2 GiB, 256 pixels with wide layers 0.6
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_forking = threading.Lock()  # a connection that a process inherits unknown would outlive its owner
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # this process's ends of those to its workers
+
 
 class Worker:
-    """A sampler in a process of its own, forked from this one, with one thread."""
+    """A sampler in a process of its own, forked from this one.
 
-    def __init__(self, sampler: Sampler | Judged, siblings: Sequence[Worker] = ()) -> None:
+    Native code may crash where memory runs out (oneDNN uses kernels that it failed to allocate), and the kernel of a
+    machine that is full kills. Such an end of the process is no end of the work: another one goes on with half the
+    batch.
+    """
+
+    def __init__(self, sampler: Sampler | Judged, threads: int = 1) -> None:
+        self.sampler, self.threads = sampler, threads
         self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
-        self.connection, far = Pipe()
-        pid = os.fork()
-        if pid == 0:
-            _serve(sampler, far, [self.connection, *(worker.connection for worker in siblings)])
+        self._begin()
+
+    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
+        """As a Sampler does, whose errors are raised here. DeviceError where not even one image could be made."""
+        pending = list(seeds)
+        while batch := pending[: self.batch_size]:
+            try:
+                self.connection.send(batch)
+                answer = self.connection.recv()
+            except (EOFError, OSError):
+                self._retreat()
+                continue
+            if isinstance(answer, Exception):
+                raise answer
+            yield from answer
+            del pending[: len(batch)]
+
+    def _begin(self) -> None:
+        """Raises OSError where the system grants no process."""
+        threads = self.threads if self.threads == 1 or devices.end_threads() else 1
+        with _forking:
+            self.connection, far = Pipe()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                pid = os.fork()
+            except OSError:
+                self.connection.close()
+                far.close()
+                raise
+            finally:
+                if pid != 0:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if pid == 0:
+                _serve(self.sampler, far, [self.connection, *_connections], threads)
+            _connections.add(self.connection)
         far.close()
         self.end = weakref.finalize(self, _end, self.connection, pid)
 
-    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
-        """As a Sampler does, whose errors are raised here."""
-        try:
-            self.connection.send(list(seeds))
-            answer = self.connection.recv()
-        except (EOFError, OSError):
+    def _retreat(self) -> None:
+        self.end()
+        if self.batch_size == 1:
             raise DeviceError(
-                "A worker process was killed, perhaps for want of memory: use a smaller --batch-size, or fewer "
-                "processes (OMP_NUM_THREADS)."
-            ) from None
-        if isinstance(answer, Exception):
-            raise answer
-        yield from answer
+                "A worker process was killed with only one image to make, perhaps for want of memory: close other "
+                "programs, raise the limit (ulimit -v), or use fewer processes (OMP_NUM_THREADS)."
+            )
+        self.batch_size = (self.batch_size + 1) // 2
+        try:
+            self._begin()
+        except OSError as error:
+            raise DeviceError(f"A worker process was killed, and no other can be had: {error.strerror}.") from None
 
 
-def _serve(sampler: Sampler | Judged, connection: Connection, inherited: Iterable[Connection]) -> NoReturn:
+def _serve(
+    sampler: Sampler | Judged, connection: Connection, inherited: Iterable[Connection], threads: int
+) -> NoReturn:
     """Answer batches of seeds until the parent closes its end, or dies: then the connection ends."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group: the parent decides
+        for number in SIGNALS:  # Ctrl-C reaches the whole group: the parent decides
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for end in inherited:
             end.close()
+        _be_expendable()
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         while True:
             seeds = connection.recv()
             try:
@@ -76,10 +122,18 @@ def _serve(sampler: Sampler | Judged, connection: Connection, inherited: Iterabl
             except Exception as error:
                 answer = error
             connection.send(answer)
-    except (EOFError, OSError):
+    except (EOFError, OSError, MemoryError):
         pass
     finally:
         os._exit(0)
+
+
+def _be_expendable() -> None:
+    """The kernel of a machine without memory kills this process first; what dies says nothing, its parent does."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if os.environ.get("TPDNE_DEBUG") != "1":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _end(connection: Connection, pid: int) -> None:
@@ -136,12 +190,12 @@ def assemble(
     if len(samplers) > 1:
         return Fleet(samplers)
     count = processes(plain[0], images)
-    if count == 1:
+    if count == 1 and not (plain[0].device.type == "cpu" and devices.memory_is_limited()):
         return samplers[0]
     workers: list[Worker] = []
     with suppress(OSError):  # fewer, where the system grants no more
         for _ in range(count):
-            workers.append(Worker(samplers[0], workers))
+            workers.append(Worker(samplers[0], threads=devices.cores() if count == 1 else 1))
     return Fleet(workers) if workers else samplers[0]
 
 

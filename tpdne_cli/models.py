@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpdne_cli import store
+from tpdne_cli import devices, store
 from tpdne_cli.errors import CheckpointError, ModelNotFoundError
 from tpdne_cli.store import CRITIC_SUFFIX as CRITIC_SUFFIX
 from tpdne_cli.store import file_sha256 as file_sha256
@@ -103,13 +103,20 @@ def find(name: str | os.PathLike[str]) -> Path:
 def load(name: str | os.PathLike[str] = "faces") -> Model:
     """A generator by installed name or by file.
 
-    Raises ModelNotFoundError where there is none, CheckpointError where the file is damaged or not a generator.
+    Raises ModelNotFoundError where there is none, CheckpointError where the file is damaged or not a generator,
+    DeviceError where memory is limited to less than it needs.
     """
     path = find(name)
+    devices.rehearse(lambda: _load(path))
+    arch, generator, info = _load(path)
     text = os.fspath(name)
-    arch, config, tensors, info = _open(path)
-    generator = build(arch, config, tensors, os.fspath(path))
     return Model(text if text in names() else path.stem, path, arch, generator, info, file_sha256(path))
+
+
+def _load(path: Path) -> tuple[str, nn.Module, dict[str, Any]]:
+    """(arch, generator, info)"""
+    arch, config, tensors, info = _open(path)
+    return arch, build(arch, config, tensors, os.fspath(path)), info
 
 
 def describe(name: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ known of the file (default truncation, licence, data, metrics) stands beside the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -58,6 +59,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
             dtypes = {s.get_dtype() for s in slices.values()}
     except Exception as error:  # the library raises its own type; whatever it is, the file is not one
+        _check_memory(error)
         raise CheckpointError(f"{name} is damaged or not a safetensors file ({error}).") from None
     if "tpdne" not in metadata:
         raise CheckpointError(f"{name} is a safetensors file, but none that tpdne wrote: its header names no network.")
@@ -100,7 +102,14 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     try:
         return dict(load_file(path))
     except Exception as error:
+        _check_memory(error)
         raise CheckpointError(f"{os.fspath(path)} is damaged ({error}).") from None
+
+
+def _check_memory(error: Exception) -> None:
+    """A file is not damaged because there was no room for it."""
+    if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in str(error):
+        raise MemoryError from None
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:

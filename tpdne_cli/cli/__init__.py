@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": ("serve", "Show a page where every reload is somebody new."),
     "inspect": ("inspect", "Tell how an image was made, and make it again to be sure."),
     "models": ("models", "List the installed generators and tell about them."),
+    "bench": ("bench", "Measure images per second here, stage by stage."),
     "doctor": ("doctor", "Test the installation and tell what to paste in a bug report."),
     "train": ("train", "Train a generator of your own from a folder of images."),
 }
@@ -99,14 +100,20 @@ def explain(error: Exception) -> int:
     if isinstance(error, TpdneError):
         complain(str(error))
         return 2 if isinstance(error, USAGE_ERRORS) else 1
-    if isinstance(error, MemoryError):
-        complain("There is not enough memory: close other programs, or use a smaller --batch-size.")
+    if _is_out_of_memory(error):
+        complain("There is not enough memory: close other programs, raise the limit (ulimit -v), or ask for less.")
     elif isinstance(error, OSError):
         complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
-    elif isinstance(error, ImportError) and ("failed to map" in str(error) or "allocate memory" in str(error)):
-        complain("There is not enough memory: close other programs, or raise the limit (ulimit -v).")
     elif isinstance(error, ImportError):
         complain(f"{error}: the installation is incomplete, install tpdne again.")
     else:
         complain(f"Something unforeseen happened ({type(error).__name__}: {error}). TPDNE_DEBUG=1 shows where.")
     return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):  # perhaps there is no room even for the module that knows the other ways
+        return True
+    from tpdne_cli.devices import is_out_of_memory
+
+    return is_out_of_memory(error)

@@ -68,10 +68,10 @@ class Job:
 
     def load(self, count: int) -> None:
         """Everything that can fail before the first image is made."""
+        given, model = self.settings, models.load(self.model)  # first: it finds out whether there is room for imports
         from tpdne_cli.fleet import assemble
         from tpdne_cli.pipeline import Encoding
 
-        given, model = self.settings, models.load(self.model)
         settings = options.settings_of(given)
         self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         self.resolution = model.resolution
