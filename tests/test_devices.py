@@ -336,3 +336,31 @@ def test_cores_of_a_container(monkeypatch, files, expected):
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert devices.cores.__wrapped__() == expected
+
+
+@linux
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/", {}, []),
+        ("0::/", {"memory.max": "max"}, []),
+        ("0::/", {"memory.max": "1000"}, [1000]),  # a container sees its own as the root
+        ("0::/a.slice/b.scope", {"a.slice/memory.max": "1000", "a.slice/b.scope/memory.max": "2000"}, [1000, 2000]),
+        ("3:cpu,cpuacct:/x\n4:memory:/job/7", {"memory/job/memory.limit_in_bytes": "500"}, [500]),
+        ("4:memory:/of/the/host", {"memory/memory.limit_in_bytes": "600"}, [600]),  # mounted in a container
+        ("garbage", {"memory.max": "1000"}, [1000]),
+    ],
+)
+def test_memory_of_a_control_group(monkeypatch, groups, limits, expected):
+    def read_text(path: Path, *_: object) -> str:
+        if str(path) == "/proc/self/cgroup":
+            return groups
+        name = path.relative_to("/sys/fs/cgroup").as_posix()
+        if name not in limits:
+            raise FileNotFoundError
+        return limits[name]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert sorted(devices._memory_limits.__wrapped__()) == expected
+    monkeypatch.setattr(devices, "_memory_limits", lambda: expected)
+    assert devices.memory_is_limited() == bool(expected) and (not expected or devices.memory() == expected[0])

@@ -268,6 +268,37 @@ def test_a_limit_of_memory_that_not_even_the_libraries_fit_in(wide_model, tmp_pa
     assert files(tmp_path) == []
 
 
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A control group of 300 MB, of either version: who writes his number into its cgroup.procs lives in it."""
+    first = Path("/sys/fs/cgroup/memory")
+    group = (first if first.is_dir() else first.parent) / f"tpdne-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(300 << 20))
+    except OSError:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip("control groups are not ours to make")
+    yield group
+    for _ in range(100):  # until the last process is forgotten
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            break
+        time.sleep(0.05)
+
+
+@linux
+def test_the_kernels_killer_makes_smaller_batches(wide_model, tmp_path, little_memory):
+    """As in a container. A process for each core or one alone: whichever is killed, its images are made by another."""
+    call = f"tpdne generate {wide_model} --seeds 0-95 --batch-size 96 -q"
+    assert shell(f"{call} -o whole", tmp_path).returncode == 0
+    done = shell(f"echo $$ > {little_memory}/cgroup.procs; {call} -o d", tmp_path, cold=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
 def memory(pid: int, what: str) -> int:
     """kB, by the kernel's account; 0 for a process that has ended."""
     try:

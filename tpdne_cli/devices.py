@@ -10,6 +10,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -197,28 +199,47 @@ def cores() -> int:
     import torch
 
     threads = torch.get_num_threads()
-    for quota, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        numbers = _control_group(quota) + (_control_group(period) if period else [])
+    quotas = _limits("cpu/cpu.cfs_quota_us"), _limits("cpu/cpu.cfs_period_us")
+    for numbers in [*_limits("cpu.max"), *([*q, *p] for q, p in zip(*quotas, strict=False))]:
         if len(numbers) == 2 and numbers[1] > 0:
             threads = min(threads, -(-numbers[0] // numbers[1]))
     return max(1, threads)
 
 
-@functools.cache
 def memory() -> int:
     """Bytes of memory of this machine, or of its container."""
-    total: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = _control_group("memory.max") + _control_group("memory/memory.limit_in_bytes")
-    return min([total, *limits])
+    return min([_physical_memory(), *_memory_limits()])
 
 
-def _control_group(name: str) -> list[int]:
-    """The numbers in a file of Linux's control groups; none where it says 'max' or is not there."""
-    try:
-        words = (Path("/sys/fs/cgroup") / name).read_text().split()
-        return [int(word) for word in words if int(word) >= 0]
-    except (OSError, ValueError):
-        return []
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def _memory_limits() -> list[int]:
+    return [*chain(*_limits("memory.max"), *_limits("memory/memory.limit_in_bytes"))]
+
+
+def _limits(name: str) -> list[list[int]]:
+    """What a file of Linux's control groups says to this process's group and to those around it.
+
+    name: in version 2 that of the file; in version 1 with its controller before it. A limit may be set on any of them.
+    No numbers where a file says 'max', and no list where it is not there.
+    """
+    root, (controller, _, file) = Path("/sys/fs/cgroup"), name.rpartition("/")
+    groups = {Path(controller)}
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                own = Path(controller) / path.strip("/")
+                groups |= {own, *(parent for parent in own.parents if parent.is_relative_to(controller))}
+    found = []
+    for group in sorted(groups):
+        with suppress(OSError, ValueError):
+            words = (root / group / file).read_text().split()
+            found.append([int(word) for word in words if word.isdecimal()])
+    return found
 
 
 def memory_is_limited() -> bool:
@@ -226,7 +247,9 @@ def memory_is_limited() -> bool:
 
     There memory may well run out, and native code does not always survive that.
     """
-    return sys.platform == "linux" and (_address_space_is_limited() or bool(_control_group("memory.max")))
+    if sys.platform != "linux":
+        return False
+    return _address_space_is_limited() or memory() < _physical_memory()
 
 
 def _address_space_is_limited() -> bool:
