@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+import os
 import re
 import signal
 import socket
@@ -30,18 +31,21 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from tpdne_cli import images, metadata, models
 from tpdne_cli.cli import run
-from tpdne_cli.errors import SettingsError
+from tpdne_cli.errors import DeviceError, SettingsError
 from tpdne_cli.interpolation import interpolate
-from tpdne_cli.sampler import Sampler
+from tpdne_cli.sampler import Sampler, Settings
 from tpdne_cli.styles import Mixer, Mixture
 from tpdne_cli.training import stages
 from tpdne_cli.web import app as web
-from tpdne_cli.web import pages
+from tpdne_cli.web import crew, pages
 from tpdne_cli.web import server as server_room
 from tpdne_cli.web.batching import Batcher, QueueFullError
 from tpdne_cli.web.cache import OVERHEAD, Cache, Encoded
+from tpdne_cli.web.crew import Here, Picture
 from tpdne_cli.web.guard import Buckets, Rules
+from tpdne_cli.web.looks import Look
 from tpdne_cli.web.metrics import Metrics
+from tpdne_cli.web.nursery import Nursery
 from tpdne_cli.web.studio import Limits, Studio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,14 +110,21 @@ class Client:
         return Answer(start["status"], dict(said), body)
 
 
+def studio_of(sampler, limits=LIMITS):
+    """A studio that draws in this process."""
+    here = Here({"tiny": "unused"}, ("cpu", "auto", None))
+    studio = Studio(["tiny"], here, limits, Metrics())
+    studio.samplers["tiny"] = here.samplers["tiny"] = sampler
+    return studio
+
+
 @pytest.fixture
 def ask(sampler):
     """ask(addresses..., rules=, limits=) -> answers, from a fresh server; `visit` gives the client to a coroutine."""
 
     @asynccontextmanager
     async def opened(rules=NO_RULES, limits=LIMITS):
-        studio = Studio({"tiny": "unused"}, limits, Metrics())
-        studio.samplers["tiny"] = sampler
+        studio = studio_of(sampler, limits)
         studio.start()
         try:
             yield Client(web.create(studio, rules), studio)
@@ -540,7 +551,7 @@ def test_metrics_are_prometheus_text(ask):
 
 
 def test_an_error_inside_is_one_sentence_outside(ask, monkeypatch, caplog):
-    monkeypatch.setattr("tpdne_cli.web.studio.draw", lambda *_: 1 / 0)
+    monkeypatch.setattr("tpdne_cli.web.crew.draw", lambda *_: 1 / 0)
 
     async def story(client):
         return await client("/tiny/5.png"), await client("/healthz")
@@ -554,15 +565,13 @@ def test_an_error_inside_is_one_sentence_outside(ask, monkeypatch, caplog):
 
 
 def slow_studio(monkeypatch, seconds=0.05):
-    from tpdne_cli.web import studio
-
-    draw = studio.draw
+    draw = crew.draw
 
     def slowly(sampler, looks):
         time.sleep(seconds)
         return draw(sampler, looks)
 
-    monkeypatch.setattr(studio, "draw", slowly)
+    monkeypatch.setattr(crew, "draw", slowly)
 
 
 def test_overload_is_answered_and_nothing_is_lost(ask, monkeypatch):
@@ -625,9 +634,9 @@ def batches_of(story, size=4, seconds=0.0, **options):
     """Runs `story(batcher)`; returns its result and the batches that were run."""
     batches = []
 
-    def work(items):
+    async def work(items):
         batches.append(list(items))
-        time.sleep(seconds)
+        await asyncio.sleep(seconds)
         if "bad" in items:
             raise ValueError("bad")
         return [item.upper() for item in items]
@@ -699,6 +708,169 @@ def test_a_full_queue_refuses_at_once():
     assert batches_of(story, limit=3)[0] == ["A4", "A0", "A2"]
 
 
+def test_as_many_batches_run_as_there_are_workers_and_a_large_one_waits_for_all():
+    running, most = 0, {}
+
+    async def work(items):
+        nonlocal running
+        group = items[0][0]
+        running += 1
+        most[group] = max(most.get(group, 0), running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return items
+
+    async def main():
+        batcher = Batcher(work, lambda item: item[0], lambda _: 1, lambda group: 2 if group == "L" else 1, workers=2)
+        batcher.start()
+        try:
+            await asyncio.gather(*map(batcher, ["s1", "s2", "L1", "s3", "L2", "s4", "s5"]))
+        finally:
+            await batcher.close()
+
+    asyncio.run(main())
+    assert most == {"s": 2, "L": 1}
+
+
+# --- worker processes
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+
+
+@pytest.fixture
+def nursery(tiny_model):
+    made = Nursery({"tiny": str(tiny_model), "again": str(tiny_model)}, ("cpu", "auto", None), 20)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def wish(seed, model="tiny", format="png"):
+    return Picture(Look(model, seed, Settings(0.8)), format, None)
+
+
+@on_linux
+def test_a_worker_that_is_killed_is_replaced_and_no_image_is_lost(nursery, sampler):
+    def images_of(seeds):
+        return nursery("tiny", [wish(seed) for seed in seeds]).results
+
+    assert nursery.learn("tiny").recipe(1) == sampler.recipe(1)
+    expected = [wish(1).encode(sample) for sample in sampler([1])]
+    assert images_of([1]) == expected
+    for _ in range(3):
+        (pid,) = nursery.pids[1:]
+        os.kill(pid, signal.SIGKILL)
+        assert images_of([1]) == expected
+        assert pid not in nursery.pids and nursery.is_well
+
+
+@on_linux
+def test_a_worker_killed_at_work_is_replaced_too(nursery):
+    nursery.learn("tiny")
+    nursery("tiny", [wish(0)])
+    (pid,) = nursery.pids[1:]
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    assert len(nursery("tiny", [wish(1), wish(2)]).results) == 2
+
+
+@on_linux
+def test_a_worker_that_is_stuck_is_killed_and_the_next_image_is_made(nursery):
+    nursery.learn("tiny")
+    nursery("tiny", [wish(0)])
+    (pid,) = nursery.pids[1:]
+    os.kill(pid, signal.SIGSTOP)
+    nursery.seconds = 0.2
+    with pytest.raises(DeviceError, match="stuck"):
+        nursery("tiny", [wish(1)])
+    assert not Path(f"/proc/{pid}").exists()
+    nursery.seconds = 20
+    assert nursery("tiny", [wish(1)]).images == 1
+
+
+@on_linux
+def test_a_model_that_is_loaded_later_reaches_workers_that_are_older(nursery):
+    nursery.learn("tiny")
+    first = nursery("tiny", [wish(1)]).results
+    nursery.learn("again")
+    assert nursery("again", [wish(1, "again")]).images == 1
+    assert nursery("tiny", [wish(1)]).results == first
+    assert len(nursery.pids) <= 1 + nursery.workers
+
+
+@on_linux
+def test_errors_of_a_worker_and_of_a_model_are_raised_here(nursery, tmp_path):
+    nursery.learn("tiny")
+    with pytest.raises(SettingsError, match="gif"):
+        nursery("tiny", [wish(1, format="gif")])
+    with pytest.raises(KeyError):
+        nursery.learn("nobody")
+    assert nursery("tiny", [wish(1)]).images == 1
+
+
+@on_linux
+def test_without_the_nursery_requests_fail_and_do_not_hang(nursery):
+    nursery.learn("tiny")
+    nursery("tiny", [wish(1)])
+    os.kill(nursery.pid, signal.SIGKILL)
+    os.kill(nursery.pids[1], signal.SIGKILL)
+    for _ in range(2 * nursery.workers):
+        with pytest.raises(DeviceError, match="killed"):
+            nursery("tiny", [wish(1)])
+    assert not nursery.is_well
+
+
+@on_linux
+def test_no_process_outlives_the_server(server):
+    process, port = server
+    get(port, b"/tiny/7.png")
+    children = descendants(process.pid)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(is_alive(pid) for pid in children))
+
+
+@on_linux
+def test_a_killed_worker_costs_the_client_nothing(server):
+    process, port = server
+    first = get(port, b"/tiny/7.png")
+    for pid in descendants(process.pid)[1:]:
+        os.kill(pid, signal.SIGKILL)
+    assert get(port, b"/tiny/8.png").startswith(b"HTTP/1.1 200")
+    assert get(port, b"/tiny/7.png").partition(b"\r\n\r\n")[2] == first.partition(b"\r\n\r\n")[2]
+    os.kill(descendants(process.pid)[0], signal.SIGKILL)
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert get(port, b"/healthz").startswith(b"HTTP/1.1 200"), "not known yet"
+    assert get(port, b"/tiny/9.png").startswith(b"HTTP/1.1 503")
+    assert get(port, b"/healthz").startswith(b"HTTP/1.1 503"), "who watches over the server may start it again"
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids, parents before children."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found[1:]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
 # --- the command
 
 
@@ -734,20 +906,18 @@ def exchange(port: int, data: bytes, wait: float = 20.0) -> bytes:
         return b"".join(parts)
 
 
+def get(port: int, target: bytes) -> bytes:
+    return exchange(port, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+
 def test_the_command_serves_and_ends_quietly(server, tiny_model, tmp_path, capsys):
     process, port = server
-
-    def get(target: bytes, extra: bytes = b"") -> bytes:
-        return exchange(
-            port, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + extra + b"\r\n"
-        )
-
-    answer = get(b"/tiny/7.png")
+    answer = get(port, b"/tiny/7.png")
     assert answer.startswith(b"HTTP/1.1 200") and b"server:" not in answer.lower()
     assert run(["generate", str(tiny_model), "--seed", "7", "--out", str(tmp_path / "7.png")]) == 0
     assert answer.partition(b"\r\n\r\n")[2] == (tmp_path / "7.png").read_bytes()
     for target in (b"/tiny/\xff.png", b"/tiny/\xc3\xa9.png", b"http://[", b"/tiny/%ff.png", b"/" + b"x" * 100_000):
-        assert re.match(rb"HTTP/1.1 4\d\d", get(target)), target
+        assert re.match(rb"HTTP/1.1 4\d\d", get(port, target)), target
     assert exchange(port, b"\x16\x03\x01 nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
     head = exchange(port, b"HEAD /tiny/7.png HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200") and head.endswith(b"\r\n\r\n") and b"content-length" in head.lower()
@@ -762,8 +932,8 @@ def test_the_command_serves_and_ends_quietly(server, tiny_model, tmp_path, capsy
 
 def test_who_never_finishes_a_request_is_hung_up_on(sampler, monkeypatch):
     monkeypatch.setattr(server_room, "REQUEST_SECONDS", 0.3)
-    studio = Studio({"tiny": "unused"}, LIMITS, Metrics())
-    studio.samplers["tiny"] = sampler
+    monkeypatch.setattr(server_room, "KEEP_ALIVE_SECONDS", 1)
+    studio = studio_of(sampler)
     bound = server_room.listen("127.0.0.1", 0)
     listening = threading.Event()
     running = server_room.Server(server_room.configure(web.create(studio, NO_RULES)), listening.set)

@@ -59,7 +59,7 @@ def serve(model: tuple[str, ...], **given: Any) -> None:
     The first MODEL is the one at /; with none, all installed ones are shown.
     """
     try:
-        from tpdne_cli.web import app, server
+        from tpdne_cli.web import app, crew, server
         from tpdne_cli.web.guard import Rules
         from tpdne_cli.web.metrics import Metrics
         from tpdne_cli.web.studio import Limits, Studio
@@ -71,9 +71,8 @@ def serve(model: tuple[str, ...], **given: Any) -> None:
     names = app.served(list(model) or default_models())
     limits = Limits(given["queue"], given["timeout"], cache_bytes=given["cache"] << 20, size=given["max_size"])
     placement = (given["device"], given["precision"], given["batch_size"])
-    studio = Studio(names, limits, Metrics(), *placement)
-    first = next(iter(names))
-    studio.samplers[first] = studio.load(first)
+    studio = Studio(list(names), crew.assemble(names, placement, 2 * limits.seconds), limits, Metrics())
+    studio.load(next(iter(names)))
     hosts = frozenset(name.lower() for name in (given["host"], *given["allow_host"]))
     site = app.create(studio, Rules(hosts, given["token"] or None, given["rate"]))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tpdne_cli import __version__
-from tpdne_cli.errors import SeedError, SettingsError
+from tpdne_cli.errors import DeviceError, SeedError, SettingsError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.seeds import fresh
@@ -24,18 +25,22 @@ from tpdne_cli.styles import NAMED
 from tpdne_cli.web import addresses, answers, pages
 from tpdne_cli.web.answers import FOREVER, FRESH, NEVER, as_json, problem
 from tpdne_cli.web.batching import QueueFullError
+from tpdne_cli.web.crew import Picture
 from tpdne_cli.web.guard import Guard, Rules, kind
 from tpdne_cli.web.looks import Look
 from tpdne_cli.web.metrics import resident_bytes
 from tpdne_cli.web.openapi import document
 from tpdne_cli.web.ranking import Rankings
-from tpdne_cli.web.studio import Picture, Studio
+from tpdne_cli.web.studio import Studio
 
 T = TypeVar("T")
 
 RESERVED = ("api", "static", "how", "healthz", "metrics", "openapi.json", "robots.txt")  # no model's name
 ROBOTS = "User-agent: *\nAllow: /$\nAllow: /how\nDisallow: /\n"  # its pages lead to ever more pages
 WALK_FRAMES = 25
+UNABLE_SECONDS = 5  # until it may be worth another attempt
+
+log = logging.getLogger("tpdne.web")
 
 
 class NotThereError(Exception):
@@ -234,6 +239,8 @@ class Site:
 
     async def health(self, request: Request) -> Response:
         kind(request.scope, "health")
+        if not self.studio.crew.is_well:
+            return problem(503, "The process that holds the models was killed: start the server again.")
         return Response('{"status": "ok"}', headers={"cache-control": NEVER}, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
@@ -318,6 +325,12 @@ async def on_late(request: Request, _error: Exception) -> Response:
     return refuse(request, 503, "The image was not ready in time.", {"retry-after": str(math.ceil(wait))})
 
 
+async def on_unable(request: Request, error: Exception) -> Response:
+    """Too little memory, or a worker process that was killed: it may be better soon."""
+    log.error("%s", error)
+    return refuse(request, 503, "The image could not be made now.", {"retry-after": str(UNABLE_SECONDS)})
+
+
 async def on_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the metrics do
 
@@ -352,6 +365,7 @@ def create(studio: Studio, rules: Rules) -> ASGIApp:
         SettingsError: on_bad_request,
         NotThereError: on_missing,
         QueueFullError: on_full,
+        DeviceError: on_unable,
         asyncio.TimeoutError: on_late,
         GoneError: on_gone,
         405: on_http,

@@ -1,6 +1,6 @@
 """Requests that come together go through the network together.
 
-While one batch runs, the next gathers by itself; the network never idles to wait for company that is not in sight.
+While all workers are busy, the next batch gathers by itself; none idles to wait for company that is not in sight.
 Only where several requests came together last time does a batch wait for as many again, and no longer than the
 deadline: clients that were just served come back within a millisecond or two.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -35,40 +35,42 @@ class _Waiting(Generic[Item]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Awaitable per item, `run` per batch, on one thread that is its own.
+    """Awaitable per item, `run` per batch, as many batches at a time as there are workers.
 
-    group: items with the same group may share a batch. size: group -> how many at most. limit: how many may wait.
-    A caller that is cancelled leaves the queue and costs nothing.
+    group: items with the same group may share a batch. size: group -> how many at most. share: group -> how many of
+    the workers a batch takes. limit: how many may wait. A caller that is cancelled leaves the queue and costs nothing.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], list[Result]],
+        run: Callable[[list[Item]], Awaitable[list[Result]]],
         group: Callable[[Item], str],
         size: Callable[[str], int],
+        share: Callable[[str], int] = lambda _: 1,
+        workers: int = 1,
         limit: int = 256,
         deadline: float = 0.003,
     ) -> None:
-        self.run, self.group, self.size, self.limit, self.deadline = run, group, size, limit, deadline
+        self.run, self.group, self.size, self.share = run, group, size, share
+        self.workers, self.limit, self.deadline = workers, limit, deadline
         self.waiting: dict[asyncio.Future[Result], _Waiting[Item]] = {}  # in order of arrival
         self.seconds_per_item = 0.1
+        self._free = workers
         self._together = 1
-        self._arrival = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._loop: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # somebody came, or a worker is free
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop().create_task(self._serve())
+        self._begin(self._serve())
 
     async def close(self) -> None:
         """Stop; whoever still waits is told so."""
-        if self._loop is not None:
-            self._loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for future in self.waiting:
             future.cancel()
-        self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def __call__(self, item: Item) -> Result:
         """What `run` makes of the item, or raises. Raises QueueFullError at once where too many wait."""
@@ -76,7 +78,7 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self.waiting[future] = _Waiting(item, self.group(item), loop.time())
-        self._arrival.set()
+        self._changed.set()
         try:
             return await future
         finally:
@@ -91,39 +93,53 @@ class Batcher(Generic[Item, Result]):
         """How long the queue takes at its present pace, for Retry-After."""
         return max(1, min(60, math.ceil(len(self.waiting) * self.seconds_per_item)))
 
+    def _begin(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _serve(self) -> None:
+        while True:
+            batch, share = await self._gather()
+            self._free -= share
+            self._together = len(batch)
+            self._begin(self._run(batch, [self.waiting.pop(future).item for future in batch], share))
+
+    async def _run(self, batch: list[asyncio.Future[Result]], items: list[Item], share: int) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            results = await self.run(items)
+            for future, result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        except asyncio.CancelledError:
+            for future in batch:
+                future.cancel()
+            raise
+        except Exception as error:  # of the network: it belongs to those who asked, and the next batch goes on
+            for future in batch:
+                if not future.done():
+                    future.set_exception(error)
+        finally:
+            self._free += share
+            self._changed.set()
+        pace = (loop.time() - start) / len(batch) * share / self.workers
+        self.seconds_per_item += 0.1 * (pace - self.seconds_per_item)
+
+    async def _gather(self) -> tuple[list[asyncio.Future[Result]], int]:
+        """The next batch, when there are workers for it: the oldest request and those of its group; and its share."""
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._gather()
-            if not batch:
-                self._arrival.clear()
-                await self._arrival.wait()
-                continue
-            items = [self.waiting.pop(future).item for future in batch]
-            start = loop.time()
-            try:
-                results = await loop.run_in_executor(self._thread, self.run, items)
-                for future, result in zip(batch, results, strict=True):
-                    if not future.done():
-                        future.set_result(result)
-            except Exception as error:  # of the network: it belongs to those who asked, and the next batch goes on
-                for future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            self._together = len(batch)
-            self.seconds_per_item += 0.1 * ((loop.time() - start) / len(batch) - self.seconds_per_item)
-
-    async def _gather(self) -> list[asyncio.Future[Result]]:
-        """The next batch: the oldest request and those of its group; nothing where nobody waits."""
-        loop = asyncio.get_running_loop()
-        while self.waiting:
-            oldest = next(iter(self.waiting.values()))
-            size = self.size(oldest.group)
-            batch = [future for future, w in self.waiting.items() if w.group == oldest.group][:size]
-            left = oldest.since + self.deadline - loop.time()
-            if len(batch) >= min(size, self._together) or left <= 0:
-                return batch
-            self._arrival.clear()
+            left = None
+            if self.waiting:
+                oldest = next(iter(self.waiting.values()))
+                size, share = self.size(oldest.group), self.share(oldest.group)
+                if share <= self._free:
+                    batch = list(islice((f for f, w in self.waiting.items() if w.group == oldest.group), size))
+                    left = oldest.since + self.deadline - loop.time()
+                    if len(batch) >= min(size, self._together) or left <= 0:
+                        return batch, share
+            self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), left)
-        return []
+                await asyncio.wait_for(self._changed.wait(), left)

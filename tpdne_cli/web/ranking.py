@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpdne_cli.critic import path_of
+import numpy as np
+
+from tpdne_cli.critic import Critic, path_of
 from tpdne_cli.errors import TpdneError
-from tpdne_cli.sampler import Sample, Settings
-from tpdne_cli.web.looks import Look
+from tpdne_cli.sampler import Sampler
 from tpdne_cli.web.pages import address
 
 if TYPE_CHECKING:
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
 
 COUNT = 32  # images that the critic is shown
 SHOWN = 4  # of the best, and of the worst
+
+
+class Ranking(NamedTuple):
+    """A wish: the seeds below `images`, those first that a model's critic finds most convincing."""
+
+    model: str
+    images: int
+
+    def carry_out(self, sampler: Sampler) -> list[int]:
+        """No seeds where the critic is damaged: that spoils nothing but its own section."""
+        try:
+            critic = Critic.load(sampler.model)
+        except TpdneError:
+            return []
+        samples = sampler(range(self.images))
+        scores = [float(critic.score(sample.pixels[np.newaxis])[0]) for sample in samples]
+        return sorted(range(self.images), key=lambda seed: -scores[seed])
 
 
 class Rankings:
@@ -41,24 +59,11 @@ class Rankings:
             return self.known[name]
 
     async def _rank(self, name: str) -> dict[str, Any] | None:
-        settings = Settings().check(self.studio.samplers[name].model)
-        samples = await asyncio.gather(*(self.studio.sample(Look(name, seed, settings)) for seed in range(COUNT)))
-        try:
-            order = await asyncio.to_thread(self._judge, name, samples)
-        except TpdneError:  # a damaged critic spoils nothing but its own section
+        order = await self.studio.rank(Ranking(name, COUNT))
+        if not order:
             return None
         images = [address(name, seed, "webp") for seed in order]
         return {"count": COUNT, "best": images[:SHOWN], "worst": images[-SHOWN:]}
-
-    def _judge(self, name: str, samples: list[Sample]) -> list[int]:
-        """Seeds, the most convincing first."""
-        import numpy as np
-
-        from tpdne_cli.critic import Critic
-
-        critic = Critic.load(self.studio.samplers[name].model)
-        scores = [float(critic.score(sample.pixels[np.newaxis])[0]) for sample in samples]
-        return sorted(range(len(samples)), key=lambda k: -scores[k])
 
     def stages(self, name: str) -> Path | None:
         """A strip of pictures from the same seed through training, where it lies beside the weights."""

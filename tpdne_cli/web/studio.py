@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import platform
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
-from tpdne_cli import models, pipeline
+from tpdne_cli import pipeline
 from tpdne_cli.metadata import compact
-from tpdne_cli.sampler import Sample, Sampler
+from tpdne_cli.sampler import Sampler
 from tpdne_cli.web.batching import Batcher
 from tpdne_cli.web.cache import Cache, Encoded
-from tpdne_cli.web.looks import Look, draw, recipe
+from tpdne_cli.web.crew import Crew, Made, Picture, Wish
+from tpdne_cli.web.looks import Look, recipe
 from tpdne_cli.web.metrics import Metrics
-
-BATCH_BEFORE_LOADING = 1
+from tpdne_cli.web.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,6 @@ class Limits:
     size: int = 1024
 
 
-class Picture(NamedTuple):
-    """An encoded image by name: what it shows, and how it is written."""
-
-    look: Look
-    format: str
-    size: int | None
-
-
 @dataclass
 class _Shared:
     """Work that several requests wait for; it stops when the last of them goes away."""
@@ -50,29 +43,18 @@ class _Shared:
 
 
 class Studio:
-    """The generators of one process and everything between a request and its bytes.
+    """The generators of one server and everything between a request and its bytes. names: as they are served."""
 
-    names: installed names or files, by the name under which they are served.
-    """
-
-    def __init__(
-        self,
-        names: dict[str, str],
-        limits: Limits,
-        metrics: Metrics,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int | None = None,
-    ) -> None:
-        self.names, self.limits, self.metrics = names, limits, metrics
-        self.placement = (device, precision, batch_size)
+    def __init__(self, names: list[str], crew: Crew, limits: Limits, metrics: Metrics) -> None:
+        self.names, self.crew, self.limits, self.metrics = names, crew, limits, metrics
         self.samplers: dict[str, Sampler] = {}
         self.cache: Cache[Picture] = Cache(limits.cache_bytes)
-        self._batcher: Batcher[Look, Sample] = Batcher(
-            self._draw, lambda look: look.model, self._batch_size, limits.queue, limits.deadline
+        self._batcher: Batcher[Wish, Any] = Batcher(
+            self._carry_out, _group, self._batch_size, self._share, crew.workers, limits.queue, limits.deadline
         )
         self._making: dict[Picture, _Shared] = {}
         self._loading: dict[str, asyncio.Lock] = {}
+        self._callers = ThreadPoolExecutor(crew.workers, thread_name_prefix="crew")
         self._encoders = ThreadPoolExecutor(pipeline.WORKERS, thread_name_prefix="encoder")
 
     def start(self) -> None:
@@ -80,7 +62,9 @@ class Studio:
 
     async def close(self) -> None:
         await self._batcher.close()
-        self._encoders.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self.crew.close)
+        for threads in (self._callers, self._encoders):
+            threads.shutdown(wait=True, cancel_futures=True)
 
     @property
     def waiting(self) -> int:
@@ -103,19 +87,20 @@ class Studio:
         if name not in self.samplers:
             async with self._loading.setdefault(name, asyncio.Lock()):
                 if name not in self.samplers:
-                    self.samplers[name] = await asyncio.to_thread(self.load, name)
+                    await asyncio.to_thread(self.load, name)
         return self.samplers[name]
 
     def load(self, name: str) -> Sampler:
-        device, precision, batch_size = self.placement
-        return Sampler(models.load(self.names[name]), None, device, precision, batch_size)
+        self.samplers[name] = self.crew.learn(name)
+        return self.samplers[name]
 
     def recipe(self, look: Look) -> dict[str, Any]:
         return recipe(self.samplers[look.model], look)
 
-    async def sample(self, look: Look) -> Sample:
-        """The pixels of a look. Raises QueueFullError."""
-        return await self._batcher(look)
+    async def rank(self, ranking: Ranking) -> list[int]:
+        """Seeds, the most convincing first. Raises QueueFullError."""
+        order: list[int] = await self._batcher(ranking)
+        return order
 
     def etag(self, picture: Picture) -> str:
         """Of a picture, whether made or not: of all that decides its bytes.
@@ -155,24 +140,26 @@ class Studio:
             del self._making[picture]
 
     async def _make(self, picture: Picture) -> Encoded:
-        sample = await self.sample(picture.look)
-        encoding = pipeline.Encoding(picture.format, size=picture.size)
-        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encoding, sample)
+        data = await self._batcher(picture)
+        if callable(data):
+            data = await asyncio.get_running_loop().run_in_executor(self._encoders, data)
         entry = Encoded(data, self.etag(picture))
         self.cache.put(picture, entry)
         return entry
 
-    def _draw(self, looks: list[Look]) -> list[Sample]:
-        """On the network's thread."""
-        samples = draw(self.samplers[looks[0].model], looks)
-        self.metrics.add("tpdne_batches_total", model=looks[0].model)
-        self.metrics.add("tpdne_images_total", len(looks), model=looks[0].model)
-        self.metrics.add("tpdne_network_seconds_total", sum(s.seconds for s in samples), model=looks[0].model)
-        return samples
+    async def _carry_out(self, wishes: list[Wish]) -> list[Any]:
+        name = _model(wishes[0])
+        made: Made = await asyncio.get_running_loop().run_in_executor(self._callers, self.crew, name, wishes)
+        self.metrics.add("tpdne_batches_total", model=name)
+        self.metrics.add("tpdne_images_total", made.images, model=name)
+        self.metrics.add("tpdne_network_seconds_total", made.seconds, model=name)
+        return made.results
 
-    def _batch_size(self, name: str) -> int:
-        sampler = self.samplers.get(name)
-        return BATCH_BEFORE_LOADING if sampler is None else sampler.batch_size
+    def _batch_size(self, group: str) -> int:
+        return self.samplers[group].batch_size if group in self.samplers else 1
+
+    def _share(self, group: str) -> int:
+        return self.crew.share(group.partition("/")[0])
 
     def describe(self, name: str) -> dict[str, Any]:
         """What is known of a loaded model."""
@@ -191,12 +178,22 @@ class Studio:
         }
 
 
+def _model(wish: Wish) -> str:
+    return wish.model if isinstance(wish, Ranking) else wish.look.model
+
+
+def _group(wish: Wish) -> str:
+    """Images of one model share batches; a ranking is a batch of its own."""
+    return f"{wish.model}/ranking" if isinstance(wish, Ranking) else wish.look.model
+
+
 def _task(work: Coroutine[Any, Any, Encoded]) -> asyncio.Task[Encoded]:
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda t: t.cancelled() or t.exception())  # whoever asked may have left: nothing to warn of
     return task
 
 
+@functools.cache
 def _platform() -> list[str]:
     """What, beside the recipe, an image's bytes may depend on."""
     return [platform.machine(), version("torch"), version("pillow"), version("numpy")]
