@@ -164,6 +164,7 @@ class Site:
             **self.frame("how"),
             robots="index, nofollow",
             noun=pages.subject(model)[0],
+            architecture=pages.ARCHITECTURES.get(sampler.model.arch, sampler.model.arch),
             resolution=sampler.model.resolution,
             seeds=seeds,
             has_fine=sampler.generator.num_ws > NAMED["fine"][0],

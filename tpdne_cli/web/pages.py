@@ -25,6 +25,7 @@ SUBJECTS = {
     "faces": ("face", "This person does not exist."),
     "cats": ("cat", "This cat does not exist."),
 }
+ARCHITECTURES = {"stylegan1": "StyleGAN", "stylegan2": "StyleGAN2", "stylegan3": "StyleGAN3"}
 ANYTHING = ("picture", "This does not exist.")
 
 
@@ -59,6 +60,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
