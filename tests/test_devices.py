@@ -43,11 +43,14 @@ def gpu(monkeypatch):
                 warnings.warn(warning, UserWarning, stacklevel=2)
             return available
 
-        def zeros(*_: object, **__: object) -> torch.Tensor:
+        def zeros(*size: object, device: object = "cpu", **settings: object) -> torch.Tensor:
+            if torch.device(device).type != "cuda":
+                return genuine(*size, **settings)
             if failure:
                 raise (torch.cuda.OutOfMemoryError if "memory" in failure else RuntimeError)(failure)
             return torch.ones(1)
 
+        genuine = torch.zeros
         monkeypatch.setattr(torch.version, "cuda", "12.8")
         monkeypatch.setattr(torch.cuda, "is_available", is_available)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)

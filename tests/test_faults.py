@@ -259,6 +259,17 @@ def test_a_limit_of_memory_makes_smaller_batches(wide_model, tmp_path):
 
 
 @linux
+@pytest.mark.parametrize("what", ["sheet --seeds 0-31 -o", "interpolate --seeds 1,2 --frames 32 --method linear -o"])
+def test_a_picture_of_many_images_is_made_of_smaller_batches(wide_model, tmp_path, little_memory, what):
+    call = f"tpdne {what} {{}} --model {wide_model} --batch-size 96 -q"
+    assert shell(call.format("whole.png"), tmp_path).returncode == 0
+    group = f"echo $$ > {little_memory}/cgroup.procs"
+    done = shell(f"{group}; {call.format('d.png')}", tmp_path, cold=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert tree(tmp_path)["d.png"] == tree(tmp_path)["whole.png"]
+
+
+@linux
 @pytest.mark.parametrize("limit", [60_000, 250_000, 500_000])
 def test_a_limit_of_memory_that_not_even_the_libraries_fit_in(wide_model, tmp_path, limit):
     """Loaded without enough of it they do not raise, they abort; kB."""

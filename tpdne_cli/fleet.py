@@ -12,14 +12,14 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from tpdne_cli import devices
 from tpdne_cli.critic import Critic, Judged
@@ -27,7 +27,6 @@ from tpdne_cli.errors import DeviceError
 from tpdne_cli.models import Model
 from tpdne_cli.pipeline import in_order
 from tpdne_cli.sampler import Sample, Sampler, Settings
-from tpdne_cli.seeds import Seed
 
 # Above, a process needs gigabytes for its activations, and convolutions are large enough to be shared by threads.
 LARGEST_FOR_PROCESSES = 256
@@ -38,22 +37,34 @@ _forking = threading.Lock()  # a connection that a process inherits unknown woul
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # this process's ends of those to its workers
 
 
+class Maker(Protocol):
+    """A Sampler, or what asks one for images of other things than seeds."""
+
+    @property
+    def recipe(self) -> Callable[..., dict[str, Any]]: ...
+
+    def __call__(self, items: Iterable[Any], /) -> Iterator[Sample]: ...
+
+
+M = TypeVar("M", bound=Maker)
+
+
 class Worker:
-    """A sampler in a process of its own, forked from this one.
+    """A sampler, or what makes images of other things with one, in a process of its own, forked from this one.
 
     Native code may crash where memory runs out (oneDNN uses kernels that it failed to allocate), and the kernel of a
     machine that is full kills. Such an end of the process is no end of the work: another one goes on with half the
     batch.
     """
 
-    def __init__(self, sampler: Sampler | Judged, threads: int = 1) -> None:
-        self.sampler, self.threads = sampler, threads
-        self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
+    def __init__(self, maker: Maker, batch_size: int, threads: int = 1) -> None:
+        self.maker, self.batch_size, self.threads = maker, batch_size, threads
+        self.recipe = maker.recipe
         self._begin()
 
-    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
-        """As a Sampler does, whose errors are raised here. DeviceError where not even one image could be made."""
-        pending = list(seeds)
+    def __call__(self, items: Iterable[Any]) -> Iterator[Sample]:
+        """As the maker does, whose errors are raised here. DeviceError where not even one image could be made."""
+        pending = list(items)
         while batch := pending[: self.batch_size]:
             try:
                 self.connection.send(batch)
@@ -82,7 +93,7 @@ class Worker:
                 if pid != 0:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if pid == 0:
-                _serve(self.sampler, far, [self.connection, *_connections], threads)
+                _serve(self.maker, far, [self.connection, *_connections], threads)
             _connections.add(self.connection)
         far.close()
         self.end = weakref.finalize(self, _end, self.connection, pid)
@@ -101,10 +112,8 @@ class Worker:
             raise DeviceError(f"A worker process was killed, and no other can be had: {error.strerror}.") from None
 
 
-def _serve(
-    sampler: Sampler | Judged, connection: Connection, inherited: Iterable[Connection], threads: int
-) -> NoReturn:
-    """Answer batches of seeds until the parent closes its end, or dies: then the connection ends."""
+def _serve(maker: Maker, connection: Connection, inherited: Iterable[Connection], threads: int) -> NoReturn:
+    """Answer batches until the parent closes its end, or dies: then the connection ends."""
     try:
         for number in SIGNALS:  # Ctrl-C reaches the whole group: the parent decides
             signal.signal(number, signal.SIG_IGN)
@@ -116,9 +125,9 @@ def _serve(
 
         torch.set_num_threads(threads)
         while True:
-            seeds = connection.recv()
+            batch = connection.recv()
             try:
-                answer: list[Sample] | Exception = list(sampler(seeds))
+                answer: list[Sample] | Exception = list(maker(batch))
             except Exception as error:
                 answer = error
             connection.send(answer)
@@ -148,20 +157,20 @@ class Fleet:
         self.samplers = samplers
         self.recipe = samplers[0].recipe
 
-    def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
-        """One Sample per seed, in order. Raises what a Sampler raises."""
+    def __call__(self, items: Iterable[Any]) -> Iterator[Sample]:
+        """One Sample per seed, or other item, in order. Raises what a Sampler raises."""
         idle: SimpleQueue[Sampler | Judged | Worker] = SimpleQueue()
         for sampler in self.samplers:
             idle.put(sampler)
 
-        def run(batch: list[Seed]) -> list[Sample]:
+        def run(batch: list[Any]) -> list[Sample]:
             sampler = idle.get()
             try:
                 return list(sampler(batch))
             finally:
                 idle.put(sampler)
 
-        pending, size, workers = iter(seeds), self.samplers[0].batch_size, len(self.samplers)
+        pending, size, workers = iter(items), self.samplers[0].batch_size, len(self.samplers)
         batches = iter(lambda: list(islice(pending, size)), [])
         for samples in in_order(run, batches, workers, window=2 * workers):
             yield from samples
@@ -189,14 +198,22 @@ def assemble(
     samplers = [Judged(s, Critic.load(model, str(s.device))) for s in plain] if judged else plain
     if len(samplers) > 1:
         return Fleet(samplers)
-    count = processes(plain[0], images)
-    if count == 1 and not (plain[0].device.type == "cpu" and devices.memory_is_limited()):
-        return samplers[0]
+    return spread(samplers[0], plain[0], images)
+
+
+def spread(maker: M, sampler: Sampler, images: int) -> M | Fleet:
+    """What makes images with a sampler, in as many processes as make so many fastest; itself where it does.
+
+    Where memory is limited there is one at least, which may die of it.
+    """
+    count = processes(sampler, images)
+    if count == 1 and not (sampler.device.type == "cpu" and devices.memory_is_limited()):
+        return maker
     workers: list[Worker] = []
     with suppress(OSError):  # fewer, where the system grants no more
         for _ in range(count):
-            workers.append(Worker(samplers[0], threads=devices.cores() if count == 1 else 1))
-    return Fleet(workers) if workers else samplers[0]
+            workers.append(Worker(maker, sampler.batch_size, threads=devices.cores() if count == 1 else 1))
+    return Fleet(workers) if workers else maker
 
 
 def processes(sampler: Sampler, images: int) -> int:

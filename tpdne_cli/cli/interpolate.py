@@ -117,6 +117,7 @@ def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], no
 def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], note: str) -> int:
     """One moving picture."""
     from tpdne_cli import animation
+    from tpdne_cli.fleet import spread
     from tpdne_cli.interpolation import Walker
 
     animation.check(target.format, given["fps"], given["quality"])
@@ -137,4 +138,4 @@ def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], n
 
     assert way.frames is not None
     one = latent.OneFile(target.file, target.format, output, given["manifest"])
-    return one.make(range(way.frames), walker, save, walker.recipe())
+    return one.make(range(way.frames), spread(walker, sampler, way.frames), save, walker.recipe())

@@ -132,13 +132,14 @@ class FilesJob(Job):
         self.archive = len(work) > 1
         return self.run(cast(Work, work), note)
 
-    def load(self, count: int) -> None:  # noqa: ARG002 (one sampler makes them all)
+    def load(self, count: int) -> None:
+        given, sampler = self.settings, load_sampler(self.settings)
+        from tpdne_cli.fleet import spread
         from tpdne_cli.pipeline import Encoding
 
-        given, sampler = self.settings, load_sampler(self.settings)
         self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         self.resolution = sampler.model.resolution
-        self.sampler = self.maker(sampler)
+        self.sampler = spread(self.maker(sampler), sampler, count)
 
     def write(self, work: Sequence[tuple[Any, str]], interruption: Interruption) -> Iterator[Written]:
         from tpdne_cli.pipeline import write_files, write_stream

@@ -78,6 +78,7 @@ def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
 
 def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], note: str) -> int:
     """All crossings in one picture, below and beside the images that they are made of."""
+    from tpdne_cli.fleet import spread
     from tpdne_cli.montage import Layout
     from tpdne_cli.styles import Mixer, Mixture
 
@@ -102,4 +103,5 @@ def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:
         return latent.save_sheet(chain([None], samples), destination, grid, target.format, recipe, given, head=True)
 
-    return latent.OneFile(target.file, target.format, output, given["manifest"]).make(items, mixer, save, recipe)
+    one = latent.OneFile(target.file, target.format, output, given["manifest"])
+    return one.make(items, spread(mixer, sampler, len(items)), save, recipe)

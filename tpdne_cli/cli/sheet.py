@@ -55,6 +55,7 @@ def sheet(
     tpdne sheet --seed 0 --grid 8x5 --labels -o sheet.png
     tpdne sheet --model cats --seeds 0-99 --size 64 -o cats.webp
     """
+    from tpdne_cli.fleet import spread
     from tpdne_cli.montage import Layout
 
     if grid is not None and count is None and len(seed) <= 1 and seeds is None and seeds_from is None:
@@ -81,7 +82,8 @@ def sheet(
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:
         return latent.save_sheet(samples, destination, grid, target.format, recipe, given, labels=labels)
 
-    return latent.OneFile(target.file, target.format, output, given["manifest"]).make(wanted, sampler, save, recipe)
+    one = latent.OneFile(target.file, target.format, output, given["manifest"])
+    return one.make(wanted, spread(sampler, sampler, len(wanted)), save, recipe)
 
 
 def fitting(count: int) -> tuple[int, int]:
