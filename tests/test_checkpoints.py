@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import golden, load_tensors
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tpdne_cli.checkpoints import Checkpoint
 from tpdne_cli.checkpoints.sniff import read, read_view, sniff
@@ -187,6 +187,64 @@ def test_tensorflow_settings_beat_defaults():
     config = checkpoint.config
     assert (config["mapping_lr_multiplier"], config["conv_clamp"], config["resample_filter"]) == (0.02, 256, [1, 2, 1])
     generator_of(checkpoint)
+
+
+def as_grown(variables: dict, prefix: str, colours: str, lod: float = 0) -> dict:
+    """The variables of a network of architecture 'orig' under the names that configurations B to D use."""
+    renamed = {
+        name.replace(f"{prefix}32x32/{colours}/", f"{prefix}{colours}_lod0/"): value
+        for name, value in variables.items()
+    }
+    for smaller in (1, 2, 3):
+        renamed[f"{prefix}{colours}_lod{smaller}/bias"] = np.zeros(3, np.float32)
+    return renamed | {f"{prefix}lod": np.array(lod, np.float32)}
+
+
+def test_tensorflow_stylegan2_that_grew(tmp_path):
+    """Configurations B to D: the reference's images of 'orig', which is what they compute at lod 0."""
+    folder = golden("tf_sg2_orig")
+    for name in ("config.json", "io.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    save_file(
+        as_grown(load_file(folder / "variables.safetensors"), "synthesis/", "ToRGB"), tmp_path / "variables.safetensors"
+    )
+    critic = as_grown(load_file(folder / "disc_variables.safetensors"), "", "FromRGB")
+    save_file(critic, tmp_path / "disc_variables.safetensors")
+    data = writers.tensorflow(tmp_path, changes={"build_func_name": "training.networks_stylegan2.D_stylegan"})
+    checkpoint = read_view(memoryview(data))
+    assert checkpoint.config["architecture"] == "orig"
+    assert_same_images(checkpoint, folder, "img_psi1")
+    numbers = load_tensors(folder / "disc_io.safetensors")
+    logits = discriminator_of(checkpoint)(numbers["img"])
+    torch.testing.assert_close(logits, numbers["logits_batch4"], atol=1e-3, rtol=1e-4)
+
+
+def test_tensorflow_stylegan2_that_is_still_growing(tmp_path):
+    folder = golden("tf_sg2_orig")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    variables = as_grown(load_file(folder / "variables.safetensors"), "synthesis/", "ToRGB", lod=0.5)
+    save_file(variables, tmp_path / "variables.safetensors")
+    with pytest.raises(CheckpointError, match="before it had grown to full size"):
+        read_view(memoryview(writers.tensorflow(tmp_path)))
+
+
+def test_images_that_are_not_square_are_named():
+    root = writers.golden_module(golden("sg2_skip"))
+    const = root.synthesis.b4.const
+    root.synthesis.b4.const = torch.nn.Parameter(const[:, :, :3].detach().clone())
+    with pytest.raises(CheckpointError, match="images that are not square; this network begins with 3x4"):
+        read_view(memoryview(writers.dumps({"G_ema": root}, 4)))
+
+
+def test_a_z_of_absurd_size_is_refused():
+    """Its mean w would be made from ten thousand of them."""
+    state = {"style.1.weight": torch.zeros(64, 1 << 15)}
+    folder = golden("rosinality_tiny")
+    whole = {k: torch.from_numpy(v) for k, v in load_file(folder / "weights.safetensors").items()}
+    file = io.BytesIO()
+    torch.save({"g_ema": whole | state}, file)
+    with pytest.raises(CheckpointError, match="a generator whose z has 32768 numbers"):
+        read_view(memoryview(file.getvalue()))
 
 
 @pytest.mark.parametrize("name", STYLEGAN1)

@@ -18,6 +18,7 @@ Table = dict[str, tuple[str, Transform]]  # their name -> our name, and what bec
 SIZES = [4 << i for i in range(9)]  # 4 to 1024
 MAX_LAYERS = 32  # of a mapping network
 MAX_WIDTH = 1 << 16  # of a layer
+LODS = ("lod", "synthesis/lod")  # TensorFlow's: how many times smaller than full size the images still are
 
 
 def same(value: Array) -> Array:
@@ -75,6 +76,12 @@ def rename(source: Mapping[str, Array], table: Table, ignored: str = "") -> dict
         elif not re.fullmatch(ignored, theirs):
             raise CheckpointError(f"not supported: a network with a {show(theirs)}, which no StyleGAN here has.")
     return renamed
+
+
+def refuse_unfinished(variables: Mapping[str, Array]) -> None:
+    """Networks that grow make full-size images by their last layer alone once they have grown: lod 0."""
+    if any(variables[name].size > 1 or np.any(variables[name]) for name in LODS if name in variables):
+        raise CheckpointError("not supported: a network whose training stopped before it had grown to full size.")
 
 
 def noise_layer(index: int) -> str:

@@ -22,6 +22,7 @@ Tensors = Mapping[str, Array]
 
 MAX_RESOLUTION = 4096
 MAX_CLASSES = 100_000
+MAX_Z = 1 << 14  # latents of ten thousand seeds are drawn where a file lacks its mean w
 
 
 def shape_of(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
@@ -90,6 +91,8 @@ def mapping_config(tensors: Tensors, w_dim: int) -> dict[str, Any]:
         expect(tensors, f"mapping.fc{i}.bias", out)
         width = features
     z_dim = tensors["mapping.fc0.weight"].shape[1] - embed if layers else 0
+    if z_dim > MAX_Z:
+        raise CheckpointError(f"refused: a generator whose z has {z_dim} numbers; the largest published has 512.")
     return {
         "z_dim": z_dim,
         "w_dim": w_dim,
@@ -98,6 +101,13 @@ def mapping_config(tensors: Tensors, w_dim: int) -> dict[str, Any]:
         "mapping_features": features,
         "embed_features": embed or None,
     }
+
+
+def _expect_square(tensors: Tensors, name: str) -> None:
+    """Forks begin with 4x6 or the like; NVIDIA's cars of 512x384 lie between black bars in a square."""
+    _, height, width = shape_of(tensors, name, 3)
+    if height != width:
+        raise CheckpointError(f"not supported: images that are not square; this network begins with {width}x{height}.")
 
 
 def generator_config(tensors: Tensors, lr_multiplier: float, conv_clamp: float | None) -> dict[str, Any]:
@@ -111,6 +121,7 @@ def generator_config(tensors: Tensors, lr_multiplier: float, conv_clamp: float |
         width = shape_of(tensors, f"{block}.conv1.weight", 4)[0]
         below = channels[-1] if channels else width
         if size == 4:
+            _expect_square(tensors, f"{block}.const")
             expect(tensors, f"{block}.const", width, 4, 4)
         for conv, into in [("conv1", width)] if size == 4 else [("conv0", below), ("conv1", width)]:
             expect(tensors, f"{block}.{conv}.weight", width, into, 3, 3)

@@ -17,6 +17,7 @@ from tpdne_cli.checkpoints.renaming import (
     Table,
     Transform,
     flat,
+    refuse_unfinished,
     rename,
     same,
     turned,
@@ -28,7 +29,6 @@ from tpdne_cli.errors import CheckpointError
 
 FUSED = 128  # from this size on, upsampling and convolution are one transposed one, which does not turn its kernel
 TRUNCATION = {"truncation": 0.7, "truncation_cutoff": 8}  # as published
-LODS = ("lod", "synthesis/lod")  # how many times smaller than full size the images still were
 IGNORED = r"lod|synthesis/lod|synthesis/ToRGB_lod\d{1,2}/(weight|bias)"  # ToRGB of smaller sizes: only for training
 
 
@@ -38,8 +38,7 @@ def reads(variables: Mapping[str, Array]) -> bool:
 
 def read(variables: dict[str, Array], lr_multiplier: float) -> Checkpoint:
     """TensorFlow's variables by name -> Checkpoint."""
-    if any(variables[name].size > 1 or np.any(variables[name]) for name in LODS if name in variables):
-        raise CheckpointError("not supported: a StyleGAN1 whose training stopped before it had grown to full size.")
+    refuse_unfinished(variables)
     top = max(size for size in SIZES if size == 8 or f"synthesis/{size}x{size}/Conv1/weight" in variables)
     tensors = rename(variables, table(top), IGNORED)
     config = config_of(tensors, top) | {"mapping_lr_multiplier": lr_multiplier}

@@ -1,4 +1,4 @@
-"""NVIDIA's TensorFlow pickles: StyleGAN2 (configurations E and F, and ADA's) and StyleGAN1; Gs, and D as the critic.
+"""NVIDIA's TensorFlow pickles: StyleGAN2 (configurations B to F, and ADA's) and StyleGAN1; Gs, and D as the critic.
 
 A tuple (G, D, Gs) of Network objects, each a dict of settings, a list of (name, array) variables and the networks it
 is composed of. Kernels are stored [height, width, in, out], dense weights [in, out].
@@ -21,6 +21,7 @@ from tpdne_cli.checkpoints.renaming import (
     add_filters,
     noise_layer,
     plus_one,
+    refuse_unfinished,
     rename,
     same,
     turned,
@@ -80,10 +81,9 @@ def read(tree: tuple[Any, ...]) -> Checkpoint:
         if settings.get("label_size", 0) != 0 or numbers_of(settings, "blur_filter", [1, 2, 1]) != [1, 2, 1]:
             raise CheckpointError("not supported: a StyleGAN1 with classes, or with another filter than [1, 2, 1].")
         return stylegan1.read(variables, rate_of(settings))
-    if any("ToRGB_lod" in name for name in variables):
-        raise CheckpointError("not supported: StyleGAN2's configurations A to D, which grow; only E and F are.")
     if any("LabelConcat" in name for name in variables):
         raise CheckpointError("not supported: a conditional StyleGAN2 of TensorFlow that is not ADA's.")
+    variables = grown(variables, "synthesis/", "ToRGB")
     tensors = rename(variables, generator_table(), ignored="lod|synthesis/lod")
     add_filters(tensors, "synthesis.", numbers_of(settings, "resample_kernel", [1, 3, 3, 1]))
     config = generator_config(tensors, rate_of(settings), clamp_of(settings))
@@ -114,6 +114,25 @@ def variables_of(network: Network, prefix: str = "") -> dict[str, Array]:
             if isinstance(components.get(name), Network):
                 found |= variables_of(components[name], name + "/")
     return found
+
+
+def grown(variables: dict[str, Array], prefix: str, colours: str) -> dict[str, Array]:
+    """A network of configurations B to D, which grew, as the one of full size that it is in the end (fig. 7, 'orig').
+
+    Such a network has a layer from or to colours for each size it once had: '{colours}_lod0' is that of the full size.
+    """
+    pattern = re.compile(rf"{prefix}{colours}_lod(\d{{1,2}})/(.*)")
+    top = max((size for size in SIZES if any(n.startswith(f"{prefix}{size}x{size}/") for n in variables)), default=4)
+    kept: dict[str, Array] = {}
+    for name, value in variables.items():
+        of_a_size = pattern.fullmatch(name)
+        if of_a_size is None:
+            kept[name] = value
+        elif int(of_a_size[1]) == 0:
+            kept[f"{prefix}{top}x{top}/{colours}/{of_a_size[2]}"] = value
+    if len(kept) < len(variables):
+        refuse_unfinished(variables)
+    return kept
 
 
 def settings_of(network: Network) -> dict[Any, Any]:
@@ -196,11 +215,11 @@ def discriminator(network: Network) -> tuple[dict[str, Any], dict[str, Array]]:
     variables, settings = variables_of(network), settings_of(network)
     if any(name.startswith("Label") for name in variables):
         raise CheckpointError("not supported: a conditional discriminator of TensorFlow.")
-    tensors = rename(variables, discriminator_table(), ignored="lod")
+    tensors = rename(grown(variables, "", "FromRGB"), discriminator_table(), ignored="lod")
     add_filters(tensors, "", numbers_of(settings, "resample_kernel", [1, 3, 3, 1]))
     # StyleGAN2's own takes groups of 4 unless told otherwise, ADA's the whole batch
     function = network.state.get("build_func_name")
-    own = type(function) is str and "stylegan2" in function
+    own = type(function) is str and "D_stylegan" in function
     group = settings.get("mbstd_group_size", 4 if own else None)
     if group is not None and (type(group) is not int or not 1 <= group <= 4096):
         raise CheckpointError(f"damaged: mbstd_group_size is no number of images; {AGAIN}.")
