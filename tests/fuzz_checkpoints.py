@@ -39,7 +39,7 @@ from tpdne_cli.errors import CheckpointError
 
 SECONDS = 5
 MAX_SIZE = 1 << 16
-WHOLE = 9  # of the seeds are whole files
+WHOLE = 10  # of the seeds are whole files
 NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 64) - 1]
 OPCODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
 
@@ -78,6 +78,15 @@ def tensorflow_variables() -> dict[str, np.ndarray]:
             shapes[f"synthesis/{layer}/noise_strength"] = ()
     shapes |= {"synthesis/noise0": (1, 1, 4, 4), "synthesis/noise1": (1, 1, 8, 8), "synthesis/noise2": (1, 1, 8, 8)}
     return {name: np.ones(shape, np.float32) if shape else np.zeros((), np.float32) for name, shape in shapes.items()}
+
+
+def grown_variables() -> dict[str, np.ndarray]:
+    """Of StyleGAN2's configurations B to D."""
+    variables = tensorflow_variables() | {"synthesis/lod": np.zeros((), np.float32)}
+    return {
+        name.replace("8x8/ToRGB", "ToRGB_lod0").replace("4x4/ToRGB", "ToRGB_lod1"): value
+        for name, value in variables.items()
+    }
 
 
 def stylegan1_variables() -> dict[str, np.ndarray]:
@@ -166,6 +175,7 @@ def seeds() -> list[bytes]:
         tensorflow_file(stylegan1_variables(), 3),
         rosinality_file(zipped=True),
         rosinality_file(zipped=False),
+        tensorflow_file(grown_variables(), 4),
     ]
     assert len(files) == WHOLE and all(read_view(memoryview(data)) for data in files)
     attacks = [build for group in (code, exhaustion) for build in group.ATTACKS.values()]
@@ -364,12 +374,12 @@ def time_limit() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS} seconds")
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of processor time: a machine that does something else is no fault
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def run(seconds: float, seed: int, count: int | None = None, folder: Path | None = None) -> dict[str, int]:

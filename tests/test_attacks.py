@@ -7,21 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import fuzz_checkpoints
 import pytest
-from attacks import CANARY, code, containers, exhaustion, reader
+from attacks import CANARY, code, containers, descriptions, exhaustion, reader
 from conftest import ROOT
 
 SECONDS = 5.0  # of processor time, for one file
 
 
-def read_all(lines: list[str], folder: Path) -> list[dict]:
+def read_all(lines: list[str], folder: Path, *arguments: str) -> list[dict]:
     """What the reader said of each file, from a process of its own."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [sys.executable, reader.__file__], input="\n".join(lines) + "\n", cwd=folder, env=environment,
+        [sys.executable, reader.__file__, *arguments], input="\n".join(lines) + "\n", cwd=folder, env=environment,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, f"the reader died ({done.returncode}): {done.stderr[-2000:]}"
@@ -45,14 +46,27 @@ def assert_refused(results: list[dict], names: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("group", [code, exhaustion, containers], ids=lambda group: group.__name__)
 def test_attacks_end_in_a_sentence(group, tmp_path):
-    names = {}
-    for i, (name, build) in enumerate(group.ATTACKS.items()):
-        path = tmp_path / f"{i}.pkl"
-        path.write_bytes(build())
-        names[str(path)] = name
+    names = written(group.ATTACKS, tmp_path)
     results = read_all(list(names), tmp_path)
     assert len(results) == len(names)
     assert_refused(results, names)
+
+
+def test_described_networks_end_in_a_sentence(tmp_path):
+    names = written(descriptions.ATTACKS, tmp_path)
+    results = read_all(list(names), tmp_path, "--load")
+    assert len(results) == len(names)
+    assert_refused(results, names)
+
+
+def written(attacks: dict[str, Callable[[], bytes]], folder: Path) -> dict[str, str]:
+    """Path -> name of each attack, which lies there."""
+    names = {}
+    for i, (name, build) in enumerate(attacks.items()):
+        path = folder / f"{i}.pkl"
+        path.write_bytes(build())
+        names[str(path)] = name
+    return names
 
 
 @pytest.mark.parametrize(
@@ -87,6 +101,7 @@ def whole_files() -> dict[str, bytes]:
         "stylegan1",
         "zip",
         "no zip",
+        "tensorflow that grew",
     ]
     return dict(zip(formats, fuzz_checkpoints.seeds()[: len(formats)], strict=True))
 
@@ -125,7 +140,7 @@ def test_safetensors_cut_short_at_every_percent(tmp_path):
     assert_refused(results, {str(path): "safetensors"})
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the fuzzer's alarm needs a Unix")
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="the fuzzer's alarm needs a Unix")
 def test_a_little_fuzzing():
     outcomes = fuzz_checkpoints.run(seconds=120, seed=0, count=1500)
     assert sum(outcomes.values()) == 1500

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tpdne_cli.checkpoints import Checkpoint
 
 LATENTS_FOR_MEAN = 10_000
+MAX_TRUNCATION = 1000
+SETTING_LIMITS = {"resolution": 8192, "mapping_layers": 64, "num_layers": 64, "filter_size": 64, "lrelu_upsampling": 8}
 
 
 @dataclass
@@ -70,7 +72,7 @@ def weights_dir() -> Path:
 
 
 def _in(folder: Path) -> list[str]:
-    return [p.stem for p in sorted(folder.glob("*.safetensors")) if not p.stem.endswith(CRITIC_SUFFIX)]
+    return [p.stem for p in sorted(folder.glob("*.safetensors")) if not p.stem.endswith(CRITIC_SUFFIX) and p.is_file()]
 
 
 def bundled() -> list[str]:
@@ -116,6 +118,7 @@ def load(name: str | os.PathLike[str] = "faces") -> Model:
 def _load(path: Path) -> tuple[str, nn.Module, dict[str, Any]]:
     """(arch, generator, info)"""
     arch, config, tensors, info = _open(path)
+    _check_info(info, os.fspath(path))
     return arch, build(arch, config, tensors, os.fspath(path)), info
 
 
@@ -123,7 +126,7 @@ def describe(name: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of itself, without reading its tensors. Raises as load does."""
     path = find(name)
     arch, config, shapes, meta = _read_description(path)
-    return {
+    known = {
         "name": path.stem,
         "path": str(path),
         "bytes": path.stat().st_size,
@@ -131,9 +134,16 @@ def describe(name: str | os.PathLike[str]) -> dict[str, Any]:
         "arch": arch,
         "config": config,
         "parameters": sum(_product(shape) for shape in shapes.values()),
-        **meta,
-        **store.read_json(store.record_path(path)),
     }
+    # What a file says of itself must not hide what it is.
+    return known | {k: v for k, v in meta.items() if k not in known} | store.read_json(store.record_path(path))
+
+
+def _check_info(info: Mapping[str, Any], source: str) -> None:
+    """Refuse a truncation that cannot be one; whatever else a file says of itself is only shown."""
+    psi, cutoff = info.get("truncation", 1.0), info.get("truncation_cutoff")
+    if type(psi) not in (int, float) or not abs(psi) <= MAX_TRUNCATION or type(cutoff) not in (int, type(None)):
+        raise CheckpointError(f"{source} is damaged: the truncation that it asks for is no number.")
 
 
 def _read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, tuple[int, ...]], dict[str, Any]]:
@@ -194,9 +204,12 @@ def with_mean_w(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     shapes = {name: array.shape for name, array in tensors.items()}
     check_shapes(blueprint(checkpoint.arch, checkpoint.config, source), shapes, source)
     generator: Any = build(checkpoint.arch, checkpoint.config, tensors, source)
-    z = torch.from_numpy(latents(range(LATENTS_FOR_MEAN), generator.config.z_dim).astype(np.float32))
+    z_dim, parts = generator.config.z_dim, range(0, LATENTS_FOR_MEAN, LATENTS_FOR_MEAN // 10)
     with torch.enable_grad():  # matrix products instead of the row-by-row sums that generation needs
-        means = [generator.mapping(part)[:, 0].double().mean(0) for part in z.chunk(10)]
+        means = []
+        for first in parts:
+            z = torch.from_numpy(latents(range(first, first + parts.step), z_dim).astype(np.float32))
+            means.append(generator.mapping(z)[:, 0].detach().double().mean(0))
     tensors["mapping.w_avg"] = torch.stack(means).mean(0).float().numpy()
     return tensors
 
@@ -209,13 +222,25 @@ def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
     known = {f.name for f in dataclasses.fields(config_type)}
     if unknown := sorted(set(config) - known):
         raise CheckpointError(f"{source} asks for {', '.join(unknown)}, which this tpdne does not know: upgrade it.")
+    for key, value in config.items():
+        _check_setting(key, value, source)
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         with torch.device("meta"):
             network: nn.Module = generator(config_type(**values))
     except Exception as error:  # a hostile or damaged description can fail anywhere in the constructor
-        raise CheckpointError(f"{source} describes a network that cannot be built ({error}).") from None
+        reason = (str(error).splitlines() or ["for no reason given"])[0][:200]
+        raise CheckpointError(f"{source} describes a network that cannot be built ({reason}).") from None
     return network
+
+
+def _check_setting(key: str, value: Any, source: str) -> None:
+    """Refuse what takes for ever to be built, or all memory: a description is as long as its writer likes."""
+    numbers = value if isinstance(value, list) else [value]
+    limit = SETTING_LIMITS.get(key, 2**24)
+    small = all(type(n) in (bool, int, float, str, type(None)) for n in numbers) and len(numbers) <= 64
+    if not small or any(isinstance(n, int | float) and not abs(n) <= limit for n in numbers):
+        raise CheckpointError(f"{source} describes a network with a {key} that no generator has.")
 
 
 def _network(arch: str, source: str) -> tuple[Any, Any]:

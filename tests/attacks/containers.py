@@ -76,6 +76,19 @@ def many_members() -> bytes:
     return b"PK\3\4" + directory + end
 
 
+def long_extras(count: int = 300) -> bytes:
+    """Members whose further fields are 16,000 empty ones each: twenty megabytes that take seconds to walk through."""
+    extra = bytes(4 * 16_383)
+    body = directory = b""
+    for i in range(count):
+        name = b"a/%06d" % i
+        sizes = (0, 0, 0, len(name))
+        entry = (b"PK\1\2", 20, 20, 0, 0, 0, 0, *sizes, len(extra), 0, 0, 0, 0, len(body))
+        directory += struct.pack("<4s6H3L5H2L", *entry) + name + extra
+        body += struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, *sizes, 0) + name
+    return body + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), len(body), 0)
+
+
 def named(member: str) -> Callable[[], bytes]:
     return lambda: archive({"a/data.pkl": GOOD, "a/data/0": bytes(64), member: b"x"})
 
@@ -121,6 +134,8 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "zip: offset of another": lambda: entry_of(archive(), 42, struct.pack("<L", archive().index(b"PK\3\4", 4))),
     "zip: encrypted": lambda: entry_of(archive(), 8, b"\1\0"),
     "zip: many members": many_members,
+    "zip: long extra fields": long_extras,
+    "zip: a member inside another": lambda: entry_of(archive(), 20, struct.pack("<2L", 200, 200)),
     "zip: more members than there are": lambda: end_of(archive(), count=1000),
     "zip: directory beyond": lambda: end_of(archive(), start=0x7FFFFFFF),
     "zip: comment": lambda: end_of(archive(), comment=5),
@@ -151,6 +166,13 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     # safetensors
     "safetensors: header of 2^64": lambda: safetensors(b"{}", length=2**64 - 1),
     "safetensors: header of 99 MB": lambda: safetensors(b"{" + b" " * (99 << 20) + b"}"),
+    "safetensors: 250,000 tensors": lambda: safetensors(
+        described(**{f"t{i}": entry([0], 0, 0) for i in range(250_000)})
+    ),
+    "safetensors: 900,000 notes": lambda: safetensors({"__metadata__": {f"k{i}": "v" for i in range(900_000)}}),
+    "safetensors: a description of 15 MB": metadata(
+        '{"version": 1, "arch": "stylegan2", "config": {"a": [' + "[]," * 5_000_000 + "0]}}"
+    ),
     "safetensors: header longer than the file": lambda: safetensors(described(), length=100_000),
     "safetensors: header shorter": lambda: safetensors(described(a=entry([1], 0, 4)), bytes(4), length=20),
     "safetensors: no JSON": lambda: safetensors(b"{" + b"\xff" * 50),

@@ -94,6 +94,30 @@ def modules_of_nothings() -> bytes:
     )
 
 
+def shared_tensors() -> bytes:
+    """1,800 modules that share a dict of 500 tensors: nine kilobytes that would be two million arrays."""
+
+    def many(count: int, pattern: str, value: bytes) -> bytes:
+        return EMPTY_DICT + MARK + b"".join(text(pattern % i) + value for i in range(count)) + SETITEMS
+
+    return pickle(
+        EMPTY_DICT,
+        MARK,
+        text("tensor"), tensor((4,), (1,)) + put(0),
+        text("tensors"), many(500, "p%d", get(0)) + put(1),
+        text("module"), module(_parameters=get(1), _buffers=get(1)) + put(2),
+        text("modules"), module(_modules=many(100, "m%d", get(2))) + put(3),
+        text("G_ema"), module(_modules=many(18, "g%d", get(3))),
+        SETITEMS,
+    )  # fmt: skip
+
+
+def long_dtype() -> bytes:
+    """One dtype that is given one long state again and again."""
+    state = tuple_of(integer(3), text("<"), NONE, NONE, NONE, *[NONE] * 150_000)
+    return repeated(dtype() + put(0) + state + put(1), get(0) + get(1) + BUILD, 100_000)
+
+
 def doubled(depth: int) -> bytes:
     """A pair of two pairs of two pairs ...: to print it would take all memory there is."""
     return EMPTY_TUPLE + (put(0) + get(0) + b"\x86") * depth
@@ -184,6 +208,8 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
         module(_parameters=EMPTY_DICT + MARK + b"".join(text(f"n{i}") + NONE for i in range(100_000)) + SETITEMS)
     ),
     "modules of nothings": modules_of_nothings,
+    "modules that share tensors": shared_tensors,
+    "a dtype's long state": long_dtype,
     "Networks in Networks": nested_networks,
     "a setting that cannot be printed": lambda: tensorflow(
         EMPTY_DICT, nonlinearity=doubled(60), label_size=doubled(60)

@@ -1,5 +1,7 @@
 """Reads the files named on standard input under a limit of memory, and says of each what came of it.
 
+With --load as argument it also builds the networks that the files describe.
+
 Run on its own, so that a crash or a limit hits this process and not the tests. "PATH" reads a file; "PATH PERCENTS"
 reads it cut short at each of those percents. One JSON object per reading: path, percent, error, message, and seconds
 of processor time.
@@ -12,6 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tpdne_cli.checkpoints import sniff
 from tpdne_cli.errors import CheckpointError
@@ -32,8 +35,7 @@ def attempt(path: str, percent: int | None = None) -> None:
     start = time.process_time()
     error, message = "none", ""
     try:
-        checkpoint = sniff.read(path)
-        message = f"read as {checkpoint.arch}"
+        message = f"read as {(load if '--load' in sys.argv else sniff.read)(path).arch}"
     except CheckpointError as caught:
         error, message = "CheckpointError", str(caught)
     except BaseException as caught:
@@ -45,7 +47,15 @@ def attempt(path: str, percent: int | None = None) -> None:
     )
 
 
+def load(path: str) -> Any:
+    from tpdne_cli import models
+
+    return models.load(path)
+
+
 def main() -> None:
+    if "--load" in sys.argv:
+        import torch._dynamo  # noqa: F401 - torch imports it when a network is described, and it needs much memory
     limit_memory()
     for line in sys.stdin:
         path, *percents = line.rstrip("\n").split("\t")

@@ -28,6 +28,7 @@ from tpdne_cli.errors import CheckpointError
 MAX_MODULES = 2_000  # StyleGAN2 at 1024 px has some 80
 MAX_PARTS = 500  # of one module
 MAX_DEPTH = 16
+MAX_TENSORS = 5_000  # of a network
 
 # StyleGAN3's settings that neither a tensor nor an attribute tells, and between what they can be
 SG3_NUMBERS = {
@@ -113,8 +114,8 @@ def flatten(root: Module) -> Network:
             if not isinstance(child, Module):
                 raise CheckpointError(f"damaged: {prefix}{name} is no module; {AGAIN}.")
             todo.append((prefix + name, child))
-        if len(attributes) + len(todo) > MAX_MODULES or path.count(".") >= MAX_DEPTH:
-            raise CheckpointError("refused: a network of more modules, or deeper ones, than any generator has.")
+        if len(attributes) + len(todo) > MAX_MODULES or path.count(".") >= MAX_DEPTH or len(tensors) > MAX_TENSORS:
+            raise CheckpointError("refused: a network of more parts, or deeper ones, than any generator has.")
     return Network(tensors, attributes)
 
 

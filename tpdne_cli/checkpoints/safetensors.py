@@ -21,7 +21,7 @@ from tpdne_cli.errors import CheckpointError
 from tpdne_cli.files import write_atomic
 
 VERSION = 1
-MAX_HEADER = 16 * 2**20  # bytes; a published 1024 px generator needs 30 thousand
+MAX_HEADER = 2**20  # bytes; a 1024 px generator needs 30 thousand, and the library may take 20 times as much memory
 DTYPES = ("F16", "F32")
 CRITICS = ("stylegan2-discriminator",)  # arch of files that hold a critic alone
 

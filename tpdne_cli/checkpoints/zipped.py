@@ -15,6 +15,7 @@ from tpdne_cli.errors import CheckpointError
 
 MAX_MEMBERS = 20_000
 MAX_NAME = 512
+MAX_EXTRA = 1024  # bytes of one member's further fields; torch writes some 30
 
 _END = struct.Struct("<4s4H2LH")  # end of the central directory
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -39,7 +40,7 @@ def members(data: memoryview) -> dict[str, memoryview]:
         signature, flags, method, stored, whole = fields[0], fields[3], fields[4], fields[8], fields[9]
         name_size, extra_size, comment_size, offset = fields[10], fields[11], fields[12], fields[16]
         pos += _ENTRY.size
-        if signature != b"PK\1\2" or end - pos < name_size + extra_size + comment_size:
+        if signature != b"PK\1\2" or extra_size > MAX_EXTRA or end - pos < name_size + extra_size + comment_size:
             raise damaged("the zip's list of members is none")
         name = _name(data[pos : pos + name_size])
         extra = bytes(data[pos + name_size : pos + name_size + extra_size])
