@@ -10,13 +10,15 @@ images share, and scaled again by the demodulation factor. The results are equal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tpdne_cli.networks import strips
 from tpdne_cli.networks.ops import (
     SQRT2,
     FullyConnected,
@@ -136,6 +138,12 @@ class SynthesisLayer(ModulatedConv):
         if config.use_noise:
             self.register_buffer("noise_const", normal(resolution, resolution))
             self.noise_strength = nn.Parameter(constant())
+        self.alone: strips.Layer | None = None  # computes one image, for generation on a CPU
+
+    def prepare(self) -> None:
+        taps = self.resample_filter if self.up > 1 else None
+        self.alone = strips.layer(self.weight.detach(), self.resolution // self.up, taps)
+        super().prepare()
 
     def noise(self, n: int, noise: Noise, device: torch.device) -> Tensor | None:
         """The noise image times its strength, [n or 1, 1, R, R]."""
@@ -149,8 +157,8 @@ class SynthesisLayer(ModulatedConv):
         image = torch.randn(n, 1, size, size, device=device) if isinstance(noise, str) else noise(size, size)
         return image * self.noise_strength
 
-    def forward(self, x: Tensor, w: Tensor, noise: Noise = "const", gain: float = 1.0) -> Tensor:
-        # x: [N, I, H, W], w: [N, w_dim] -> [N, O, up*H, up*W]
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None, gain: float = 1.0) -> Tensor:
+        # x: [N, I, H, W], w: [N, w_dim], noise: [N or 1, 1, up*H, up*W] -> [N, O, up*H, up*W]
         weight, squares = self.weight_and_squares()
         style = self.affine(w)  # [N, I]
         clamp = self.conv_clamp
@@ -160,6 +168,10 @@ class SynthesisLayer(ModulatedConv):
         # Both the activation's gain and the block's are positive, so they can go ahead of the leaky ReLU.
         gain = SQRT2 * gain
         demod = (linear(style.square(), squares) + 1e-8).rsqrt() * gain  # [N, O], eq. 3
+        noise = None if noise is None else (noise * gain).to(x.dtype)
+        if self.alone is not None and strips.suits(x):
+            x = self.one_by_one(self.alone, x, style, demod, self.bias * gain, noise)
+            return x if clamp is None else x.clamp_(-clamp * gain / SQRT2, clamp * gain / SQRT2)
         x = x * style.to(x.dtype)[:, :, None, None]
         # The checkpoints store kernels such that an upsampling layer convolves and a plain one correlates.
         x = conv2d_resample(
@@ -167,25 +179,39 @@ class SynthesisLayer(ModulatedConv):
         )
         bias = (self.bias * gain).to(x.dtype)[None, :, None, None]
         x = torch.addcmul(bias, x, demod.to(x.dtype)[:, :, None, None])
-        noise_image = self.noise(len(x), noise, x.device)
-        if noise_image is not None:
-            x.add_((noise_image * gain).to(x.dtype))
+        if noise is not None:
+            x.add_(noise)
         x = F.leaky_relu_(x, 0.2)
         return x if clamp is None else x.clamp_(-clamp * gain / SQRT2, clamp * gain / SQRT2)
+
+    def one_by_one(
+        self, compute: strips.Layer, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """The same for one image after the other, on a CPU in float32."""
+        n, size = len(x), self.resolution
+        images = x.permute(0, 2, 3, 1).contiguous()  # as they lie in memory already
+        out = torch.empty(n, size, size, len(bias))
+        for i in range(n):
+            own = None if noise is None else noise[i % len(noise), 0]
+            compute(images[i], style[i], demod[i], bias, own, out[i])
+        return out.permute(0, 3, 1, 2)
 
 
 class ToRGB(ModulatedConv):
     """Modulated 1x1 convolution to the image's channels, without demodulation; always float32 out."""
 
-    def __init__(self, in_channels: int, config: Config) -> None:
+    def __init__(self, in_channels: int, resolution: int, config: Config) -> None:
         super().__init__(in_channels, config.img_channels, config.w_dim, kernel=1)
         self.weight_gain = 1 / math.sqrt(in_channels)
-        self.conv_clamp = config.conv_clamp
+        self.conv_clamp, self.alone = config.conv_clamp, resolution >= strips.LEAST_SIZE
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:  # [N, I, H, W], [N, w_dim] -> [N, C, H, W]
         weight, _ = self.weight_and_squares()
         style = self.affine(w) * self.weight_gain
-        x = conv2d(x.to(torch.float32) * style[:, :, None, None], weight)
+        if self.alone and strips.suits(x):
+            x = torch.cat([conv2d(x[i : i + 1], weight * style[i, :, None, None]) for i in range(len(x))])
+        else:
+            x = conv2d(x.to(torch.float32) * style[:, :, None, None], weight)
         return bias_act(x, self.bias, clamp=self.conv_clamp)
 
 
@@ -248,20 +274,20 @@ class SynthesisBlock(nn.Module):
         self.conv1 = SynthesisLayer(channels, channels, resolution, up=1, config=config)
         self.has_torgb = self.is_last or self.architecture == "skip"
         if self.has_torgb:
-            self.torgb = ToRGB(channels, config)
+            self.torgb = ToRGB(channels, resolution, config)
 
     def forward(
-        self, x: Tensor | None, img: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: Noise
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         # x: [N, I, R/2, R/2], img: [N, C, R/2, R/2], ws: [N, 2 or 3, w_dim] -> ([N, O, R, R], [N, C, R, R])
         if x is None:
             x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            x = self.conv1(x, ws[:, 0], noise)
+            x = self.conv1(x, ws[:, 0], noise[0])
         elif self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            x = y + self.conv1(self.conv0(x, ws[:, 0], noise), ws[:, 1], noise, gain=math.sqrt(0.5))
+            x = y + self.conv1(self.conv0(x, ws[:, 0], noise[0]), ws[:, 1], noise[1], gain=math.sqrt(0.5))
         else:
-            x = self.conv1(self.conv0(x, ws[:, 0], noise), ws[:, 1], noise)
+            x = self.conv1(self.conv0(x, ws[:, 0], noise[0]), ws[:, 1], noise[1])
         if img is not None:
             img = upsample2d(img, self.resample_filter)
         if self.has_torgb:
@@ -283,16 +309,34 @@ class SynthesisNetwork(nn.Module):
         self.dtype = dtype
 
     def forward(self, ws: Tensor, noise: Noise = "const") -> Tensor:  # [N, num_ws, w_dim] -> [N, C, R, R]
-        ws = ws.to(torch.float32)
-        x = img = None
-        first = 0
-        for resolution in resolutions(self.config.resolution):
-            convs = 1 if resolution == 4 else 2
-            # torgb shares its w with the next block's first convolution
-            x, img = self.get_submodule(f"b{resolution}")(x, img, ws[:, first : first + convs + 1], self.dtype, noise)
-            first += convs
+        ws, levels = ws.to(torch.float32), resolutions(self.config.resolution)
+        layers = [m for m in self.modules() if isinstance(m, SynthesisLayer)]
+        noises = [layer.noise(len(ws), noise, ws.device) for layer in layers]
+        if len(ws) == 1 or all(layer.alone is None for layer in layers) or not strips.suits(ws):
+            _, img = self.blocks(levels, None, None, ws, noises)
+        else:  # where images are computed one by one, one at a time goes through all that follows: memory for one
+            low, high = ([r for r in levels if (r >= strips.LEAST_SIZE) == late] for late in (False, True))
+            x, img = self.blocks(low, None, None, ws, noises)
+            rows = []
+            for i in range(len(ws)):
+                own = [n if n is None or len(n) == 1 else n[i : i + 1] for n in noises]
+                begun = None if img is None else img[i : i + 1]
+                rows.append(self.blocks(high, x[i : i + 1], begun, ws[i : i + 1], own)[1])
+            img = torch.cat(rows)
         assert isinstance(img, Tensor)
         return img
+
+    def blocks(
+        self, levels: Sequence[int], x: Any, img: Any, ws: Tensor, noises: Sequence[Tensor | None]
+    ) -> tuple[Any, Any]:
+        """The blocks of some resolutions one after the other; None for what there is not yet."""
+        for resolution in levels:
+            first = max(2 * int(math.log2(resolution)) - 5, 0)  # layers below
+            convs = 1 if resolution == 4 else 2
+            noise = noises[first : first + convs]
+            # torgb shares its w with the next block's first convolution
+            x, img = self.get_submodule(f"b{resolution}")(x, img, ws[:, first : first + convs + 1], self.dtype, noise)
+        return x, img
 
 
 class Generator(nn.Module):

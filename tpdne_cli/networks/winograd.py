@@ -66,9 +66,12 @@ class Winograd:
         y_stride, x_stride, _ = x.stride()
         i, o = self.weight.shape[1:]
         windows = x.as_strided((6, 6, rows, cols, i), (y_stride, x_stride, 4 * y_stride, 4 * x_stride, 1))
-        windows = self.data @ windows.reshape(6, -1)  # along y
-        windows = torch.bmm(self.data.expand(6, 6, 6), windows.view(6, 6, -1))  # along x
+        # A product for each column or row of a tile, never one large product: that MKL may sum in another order on
+        # two threads than on one.
+        windows = windows.reshape(6, 6, -1).transpose(0, 1)  # [x, y, ...]
+        windows = torch.bmm(self.data.expand(6, 6, 6), windows).transpose(0, 1)  # along y
+        windows = torch.bmm(self.data.expand(6, 6, 6), windows)  # along x
         mixed = torch.bmm(windows.view(36, rows * cols, i), self.weight)  # [36, rows * cols, O]
-        mixed = torch.bmm(self.out.expand(6, 4, 6), mixed.view(6, 6, -1))  # along x
-        y: Tensor = self.out @ mixed.view(6, -1)  # along y
-        return y.view(4, 4, rows, cols, o).permute(2, 0, 3, 1, 4)
+        mixed = torch.bmm(self.out.expand(6, 4, 6), mixed.view(6, 6, -1)).transpose(0, 1)  # along x
+        y = torch.bmm(self.out.expand(4, 4, 6), mixed)  # along y: [4 x, 4 y, ...]
+        return y.view(4, 4, rows, cols, o).permute(2, 1, 3, 0, 4)
