@@ -1,12 +1,12 @@
 """How fast `tpdne serve` is, beside the generator alone: needs wrk, which is in Debian and Homebrew.
 
-    python bench/serve.py faces                              10 s a measurement, 1, 16 and 256 connections
+    python bench/serve.py faces       three rounds with 10 s of requests each, for 1, 16 and 256 connections
 
 For each number of connections: requests/s, p50 and p99 of uncached images (every request another seed) and of one
-cached image, and the ratio of the uncached ones to what the same machine makes without a server just before and just
-after, in a process of its own: the network alone and the pipeline of `tpdne faces` (network, encoder, metadata; its
-bytes go nowhere), both as `tpdne faces` runs them, with a process for each core. A single connection waits for each
-image before it asks for the next: it is compared with one core that draws images one by one.
+cached image, and what part the uncached ones are of what the machine makes without a server just before and after:
+of the network alone, and of the pipeline of `tpdne faces` (network, encoder, metadata; its bytes go nowhere), both as
+`tpdne faces` runs them, with a process for each core. A single connection waits for each image before it asks for the
+next: it is compared with one core that draws images one by one. All are medians of the rounds.
 Other work on the machine disturbs seconds, so the CPU time that server and pipeline spend on an image is compared, too.
 """
 
@@ -46,13 +46,10 @@ def cpu():
     return total / os.sysconf("SC_CLK_TCK")
 
 name, format, seconds, together = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-results = {}
-for stage in ("network", "pipeline"):
-    size = 1 if together == 1 else None
-    sampler = assemble(models.load(name), batch_size=size, images=1 if together == 1 else 10**6)
-    samples = sampler(itertools.count(10**6))
-    made = samples
-    if stage == "pipeline":
+sampler = assemble(models.load(name), batch_size=1 if together == 1 else None, images=1 if together == 1 else 10**6)
+for line in sys.stdin:
+    samples = made = sampler(itertools.count(10**6))
+    if line.strip() == "pipeline":
         sink = open(os.devnull, "wb")
         made = write_stream(((sample, "x") for sample in samples), Encoding(format), sink, tar=True)
     for _ in range(2 if together == 1 else 64):  # warm, and the queues filled
@@ -61,10 +58,8 @@ for stage in ("network", "pipeline"):
     while time.perf_counter() - start < seconds:
         next(made)
         count += 1
-    results[stage] = {"rate": count / (time.perf_counter() - start), "cpu": (cpu() - before) / count}
+    print(json.dumps({"rate": count / (time.perf_counter() - start), "cpu": (cpu() - before) / count}), flush=True)
     made.close()
-    del sampler, samples, made
-print(json.dumps(results))
 """
 
 # Every request another seed; each thread of wrk counts in a range of its own.
@@ -78,12 +73,24 @@ end
 """
 
 
-def alone(model: str, format: str, seconds: float, together: int) -> dict[str, dict[str, float]]:
-    """Without a server; one core and images one by one where `together` is 1."""
+@contextlib.contextmanager
+def alone(model: str, format: str, seconds: float, together: int):
+    """stage -> what it does without a server; one core and images one by one where `together` is 1."""
     threads = {"OMP_NUM_THREADS": "1"} if together == 1 else {}
     command = [sys.executable, "-c", ALONE, model, format, str(seconds), str(together)]
-    done = subprocess.run(command, env=ENVIRONMENT | threads, check=True, capture_output=True)
-    return json.loads(done.stdout)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=ENVIRONMENT | threads, **pipes)
+
+    def measure(stage: str) -> dict[str, float]:
+        process.stdin.write(f"{stage}\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        yield measure
+    finally:
+        process.stdin.close()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -119,9 +126,9 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(*pids: int) -> float:
     total = 0.0
-    for each in family(pid):
+    for each in pids:
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / TICK
     return total
@@ -157,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="faces")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--format", default="webp")
     given = parser.parse_args()
@@ -165,33 +173,44 @@ def main() -> None:
     with server(given.model) as (pid, url, name):
         urlopen(f"{url}/{name}/7.{given.format}").read()
         for connections in given.connections:
-            own = [alone(given.model, given.format, given.seconds / 2, connections)]
-            script = FRESH.format(first=time.time() * 10 % 2**31, name=name, format=given.format)
-            before = cpu_seconds(pid)
-            fresh = load(url, connections, given.seconds, script)
-            fresh["cpu"] = (cpu_seconds(pid) - before) / fresh["count"]
-            own.append(alone(given.model, given.format, given.seconds / 2, connections))
-            before = cpu_seconds(pid)
-            cached = load(f"{url}/{name}/7.{given.format}", connections, given.seconds / 2)
-            cached["cpu"] = (cpu_seconds(pid) - before) / cached["count"]
-            report(connections, fresh, own, cached, memory(pid))
+            with alone(given.model, given.format, given.seconds / 2, connections) as own:
+                rounds = [measure(pid, url, name, own, connections, given) for _ in range(given.rounds)]
+            report(connections, rounds, memory(pid))
 
 
-def report(connections: int, fresh: dict, own: list[dict], cached: dict, mebibytes: float) -> None:
-    rate = {stage: statistics.mean(o[stage]["rate"] for o in own) for stage in own[0]}
-    cpu = {stage: statistics.mean(o[stage]["cpu"] for o in own) for stage in own[0]}
+def measure(pid: int, url: str, name: str, own, connections: int, given) -> dict[str, dict[str, float]]:
+    script = FRESH.format(first=time.time() * 10 % 2**31, name=name, format=given.format)
+    found = {"network": own("network")}
+    before, http = cpu_seconds(*family(pid)), cpu_seconds(pid)
+    fresh = found["uncached"] = load(url, connections, given.seconds, script)
+    fresh["cpu"] = (cpu_seconds(*family(pid)) - before) / fresh["count"]
+    fresh["http"] = (cpu_seconds(pid) - http) / fresh["count"]
+    found["pipeline"] = own("pipeline")
+    before = cpu_seconds(pid)
+    cached = found["cached"] = load(f"{url}/{name}/7.{given.format}", connections, given.seconds / 2)
+    cached["cpu"] = (cpu_seconds(pid) - before) / cached["count"]
+    return found
+
+
+def report(connections: int, rounds: list[dict[str, dict[str, float]]], mebibytes: float) -> None:
+    """Medians over the rounds; ratios are those of each round."""
+
+    def median(what: str, key: str) -> float:
+        return statistics.median(found[what][key] for found in rounds)
+
     print(f"{connections} connections, {mebibytes:.0f} MiB")
-    print(f"  without a server: network {rate['network']:.1f}/s ({cpu['network'] * 1e3:.1f} ms CPU each)", end="")
-    print(f", pipeline {rate['pipeline']:.1f}/s ({cpu['pipeline'] * 1e3:.1f} ms)")
-    print(f"  uncached {describe(fresh)}, {fresh['cpu'] * 1e3:.1f} ms CPU each")
-    print(f"    of the network {fresh['rate'] / rate['network']:.0%}, of the pipeline", end="")
-    print(f" {fresh['rate'] / rate['pipeline']:.0%}; by CPU time {cpu['network'] / fresh['cpu']:.0%}", end="")
-    print(f" and {cpu['pipeline'] / fresh['cpu']:.0%}")
-    print(f"  cached   {describe(cached)}, {cached['cpu'] * 1e6:.0f} us CPU each", flush=True)
-
-
-def describe(run: dict[str, float]) -> str:
-    return f"{run['rate']:.1f}/s, p50 {run['p50']:.2f} ms, p99 {run['p99']:.2f} ms, {run['errors']:.0f} errors"
+    for stage in ("network", "pipeline"):
+        ratio = statistics.median(found["uncached"]["rate"] / found[stage]["rate"] for found in rounds)
+        cpu = statistics.median(found[stage]["cpu"] / found["uncached"]["cpu"] for found in rounds)
+        print(f"  {stage} alone {median(stage, 'rate'):.1f}/s, {median(stage, 'cpu') * 1e3:.1f} ms CPU each;", end="")
+        print(f" the server makes {ratio:.0%} of that, by CPU time {cpu:.0%}")
+    for what in ("uncached", "cached"):
+        errors = sum(found[what]["errors"] for found in rounds)
+        print(f"  {what} {median(what, 'rate'):.1f}/s, p50 {median(what, 'p50'):.2f} ms,", end="")
+        print(f" p99 {median(what, 'p99'):.2f} ms, {errors:.0f} errors, {median(what, 'cpu') * 1e3:.2f} ms CPU each")
+    print(
+        f"  of an uncached one's CPU time {median('uncached', 'http') * 1e3:.2f} ms outside of the workers", flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,7 +44,7 @@ from tpdne_cli.web.cache import OVERHEAD, Cache, Encoded
 from tpdne_cli.web.crew import Here, Picture
 from tpdne_cli.web.guard import Buckets, Rules
 from tpdne_cli.web.looks import Look
-from tpdne_cli.web.metrics import Metrics
+from tpdne_cli.web.metrics import Metrics, resident_bytes
 from tpdne_cli.web.nursery import Nursery
 from tpdne_cli.web.studio import Limits, Studio
 
@@ -797,6 +797,25 @@ def test_a_model_that_is_loaded_later_reaches_workers_that_are_older(nursery):
     assert nursery("again", [wish(1, "again")]).images == 1
     assert nursery("tiny", [wish(1)]).results == first
     assert len(nursery.pids) <= 1 + nursery.workers
+
+
+@on_linux
+def test_a_large_model_is_drawn_by_all_threads_of_one_worker(tiny_model, sampler, monkeypatch):
+    monkeypatch.setattr("tpdne_cli.devices.cores", lambda: 2)
+    monkeypatch.setattr("tpdne_cli.web.nursery.LARGEST_FOR_PROCESSES", 16)
+    with closing(Nursery({"tiny": str(tiny_model)}, ("cpu", "auto", None), 20)) as made:
+        made.learn("tiny")
+        assert made.share("tiny") == made.workers
+        results = made("tiny", [wish(seed) for seed in range(4)]).results
+    assert results == [wish(0).encode(sample) for sample in sampler(range(4))], "the same bytes with two threads"
+
+
+@on_linux
+def test_what_processes_share_is_counted_once(nursery):
+    nursery.learn("tiny")
+    alone = resident_bytes()
+    nursery("tiny", [wish(0)])
+    assert alone < resident_bytes(nursery.pids) < 3 * alone
 
 
 @on_linux

@@ -246,11 +246,14 @@ class Site:
 
     async def metrics(self, request: Request) -> Response:
         kind(request.scope, "metrics")
+        pids = self.studio.crew.pids
+        memory = await asyncio.to_thread(resident_bytes, pids)
         gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
             ("tpdne_cache_bytes", ()): self.studio.cache.bytes,
             ("tpdne_cache_images", ()): len(self.studio.cache.entries),
             ("tpdne_waiting", ()): self.studio.waiting,
-            ("tpdne_resident_bytes", ()): resident_bytes(),
+            ("tpdne_resident_bytes", ()): memory,
+            ("tpdne_workers", ()): len(pids),
             ("tpdne_info", (("version", __version__),)): 1,
         }
         body = self.studio.metrics.render(gauges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -18,7 +18,8 @@ MEANINGS = {
     "tpdne_cache_bytes": ("gauge", "Bytes of encoded images in the cache."),
     "tpdne_cache_images": ("gauge", "Encoded images in the cache."),
     "tpdne_waiting": ("gauge", "Images that wait for the network."),
-    "tpdne_resident_bytes": ("gauge", "Memory of this process."),
+    "tpdne_resident_bytes": ("gauge", "Memory of all processes of the server."),
+    "tpdne_workers": ("gauge", "Processes that work for the server."),
     "tpdne_info": ("gauge", "Version of tpdne."),
 }
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -76,14 +77,11 @@ def _series(name: str, labels: Labels) -> str:
     return name + "{" + ",".join(f'{key}="{value}"' for key, value in escaped.items()) + "}"
 
 
-def resident_bytes() -> float:
-    """Memory that this process holds now; its largest so far where the system tells no more."""
+def resident_bytes(pids: Iterable[int] = ()) -> float:
+    """Memory that this process and others hold now, what they share counted once; elsewhere than on Linux the largest
+    that this process has held so far."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 (one read of a kernel's file)
-            pages = int(file.read().split()[1])
-        import os
-
-        return float(pages * os.sysconf("SC_PAGE_SIZE"))
+        return _proportional("self") + sum(map(_proportional_or_none, pids))
     except OSError:
         try:
             import resource
@@ -92,3 +90,15 @@ def resident_bytes() -> float:
             return 0.0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _proportional(pid: int | str) -> float:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:  # noqa: PTH123 (one read of a kernel's file)
+        return next(float(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+
+
+def _proportional_or_none(pid: int) -> float:
+    try:
+        return _proportional(pid)
+    except (OSError, StopIteration):  # it has ended by now
+        return 0.0
