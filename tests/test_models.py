@@ -133,14 +133,119 @@ def test_two_processes_at_once_leave_one_whole_model(home, tiny_model):
     assert installing.verify("both")["recorded"]
 
 
+def _install_as(home, source, replace, answers):
+    import os
+
+    os.environ["TPDNE_HOME"] = str(home)
+    try:
+        installing.install(source, "both", replace=replace)
+        answers.put("installed")
+    except OutputError as error:
+        answers.put(str(error))
+
+
+def test_of_two_processes_one_finds_the_name_taken(home, tiny_model):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with store.locked(store.make_dir(store.models_dir()) / ".both.lock"):  # both are past the first look at the name
+        children = [context.Process(target=_install_as, args=(home, tiny_model, False, answers)) for _ in range(2)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(8)
+    said = sorted(answers.get(timeout=120) for _ in children)
+    assert said[0].startswith("A generator called both is installed") and said[1] == "installed"
+
+
+def test_generator_critic_and_record_are_of_one_making(tmp_path, home):
+    sources = {"a": nvidia(golden("sg2_skip"), golden("disc_resnet")), "b": nvidia(golden("sg2_from_sg3repo"))}
+    for name, data in sources.items():
+        (tmp_path / f"{name}.pkl").write_bytes(data)
+    for name in ("a", "b", "a"):
+        path = installing.install(tmp_path / f"{name}.pkl", "x", replace=True)
+        record = store.read_json(store.record_path(path))
+        assert record["origin"].endswith(f"{name}.pkl")
+        assert set(record["files"]) == {file.name for file in path.parent.glob("x*.safetensors")}
+        assert ("x-critic.safetensors" in record["files"]) == (name == "a")
+
+
+def test_a_critic_of_another_size_is_left_out(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(nvidia(golden("sg3_t"), golden("disc_resnet")))
+    path = installing.install(tmp_path / "x.pkl")
+    assert "its resolution is not the generator's" in models.describe(path)["discriminator"]
+    assert not path.with_name("x-critic.safetensors").exists()
+
+
+def test_a_damaged_critic_does_not_verify(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(nvidia(golden("sg2_skip"), golden("disc_resnet")))
+    path = installing.install(tmp_path / "x.pkl")
+    assert installing.verify("x")["recorded"]
+    store.record_path(path).unlink()  # no hash tells
+    critic = path.with_name("x-critic.safetensors")
+    critic.write_bytes(critic.read_bytes()[:-4] + np.float32("nan").tobytes())
+    with pytest.raises(CheckpointError, match="x-critic"):
+        installing.verify("x")
+
+
+def test_what_is_changed_on_purpose_verifies_again(tmp_path):
+    from tpdne_cli.training.calibrate import calibrate
+
+    (tmp_path / "x.pkl").write_bytes(nvidia(golden("sg2_skip"), golden("disc_resnet")))
+    installing.install(tmp_path / "x.pkl")
+    calibrate("x", images=20)
+    assert installing.verify("x")["recorded"]
+
+
+def test_a_file_cannot_hide_what_it_is(tmp_path, tiny_model, capsys):
+    from tpdne_cli.checkpoints import safetensors
+
+    checkpoint = safetensors.read(tiny_model)
+    path = tmp_path / "x.safetensors"
+    lies = {"sha256": "0" * 64, "path": "elsewhere", "licence": "free\n\x1b]0;owned\x07"}
+    safetensors.write(path, "stylegan2", checkpoint.config, checkpoint.tensors, lies)
+    about = models.describe(path)
+    assert about["sha256"] == store.file_sha256(path) and about["path"] == str(path)
+    assert run(["models", "info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "free\\n\\x1b]0;owned" in shown
+
+
+@pytest.mark.parametrize(
+    "about", [{"truncation": "x"}, {"truncation": None}, {"truncation": 1e9}, {"truncation_cutoff": 2.5}]
+)
+def test_a_truncation_that_is_none(tmp_path, tiny_model, about):
+    from tpdne_cli.checkpoints import safetensors
+
+    checkpoint = safetensors.read(tiny_model)
+    safetensors.write(tmp_path / "x.safetensors", "stylegan2", checkpoint.config, checkpoint.tensors, about)
+    with pytest.raises(CheckpointError, match="truncation that it asks for is no number"):
+        models.load(tmp_path / "x.safetensors")
+
+
+def test_one_damaged_file_hides_no_other(tmp_path, tiny_model, capsys):
+    for name in ("a", "b", "c"):
+        installing.install(tiny_model, name)
+    damaged = store.models_dir() / "b.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (store.models_dir() / "d.safetensors").mkdir()
+    assert run(["models", "list", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["name"] for line in out.splitlines()][-2:] == ["a", "c"] and "b.safetensors" in err
+    assert run(["models", "verify"]) == 1
+    out, err = capsys.readouterr()
+    assert "c: as it was installed" in out and "b.safetensors has changed" in err
+    assert run(["models", "remove", "b"]) == 0
+
+
 def test_shapes_are_checked_before_anything_is_built(tmp_path, tiny_model):
     from tpdne_cli.checkpoints import safetensors
 
     checkpoint = safetensors.read(tiny_model)
     for change, sentence in [
         ({"resolution": 64}, "incomplete|shape"),
-        ({"resolution": 2**40}, "cannot be built"),
-        ({"mapping_layers": 10**9}, "cannot be built"),
+        ({"resolution": 2**40}, "a resolution that no generator has"),
+        ({"mapping_layers": 10**9}, "a mapping_layers that no generator has"),
+        ({"mapping_layers": -1}, "cannot be built"),
         ({"w_dim": 33}, "shape"),
         ({"colour": 1}, "does not know"),
         ({"channels": [1]}, "cannot be built"),

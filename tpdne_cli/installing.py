@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tpdne_cli import models, store
 from tpdne_cli.checkpoints import Checkpoint
 from tpdne_cli.errors import CheckpointError, ModelNotFoundError, OutputError, SettingsError
+
+KINSHIP = ("resolution", "img_channels", "c_dim")  # in which a critic is like its generator
 
 
 def install(
@@ -31,10 +34,9 @@ def install(
     title = store.check_name(name) if name is not None else store.name_for(source.name)
     if title in models.bundled():
         raise SettingsError(f"{title} is the name of a bundled generator: choose another with --name.")
-    folder = store.make_dir(store.models_dir())
-    target = folder / f"{title}.safetensors"
-    if target.exists() and not replace:
-        raise OutputError(f"A generator called {title} is installed: --force replaces it, --name gives another name.")
+    target = store.make_dir(store.models_dir()) / f"{title}.safetensors"
+    if not replace:
+        _refuse_taken(target)
     checkpoint = sniff.read(source)
     if not checkpoint.tensors:
         raise CheckpointError(f"{source} holds a critic, not a generator.")
@@ -45,9 +47,24 @@ def install(
         "imported": store.today(),
         **({"licence": licence} if licence else {}),
     }
-    _write(target, checkpoint)
-    store.write_json(store.record_path(target), {**record, **_hashes(target)})
+    with _alone(target):
+        if not replace:
+            _refuse_taken(target)  # somebody may have been faster
+        _write(target, checkpoint)
+        store.write_json(store.record_path(target), {**record, **_hashes(target)})
     return target
+
+
+def _refuse_taken(target: Path) -> None:
+    if target.exists():
+        raise OutputError(
+            f"A generator called {target.stem} is installed: --force replaces it, --name gives another name."
+        )
+
+
+def _alone(target: Path) -> AbstractContextManager[None]:
+    """A generator is two files and a record, which must be of one making."""
+    return store.locked(target.with_name(f".{target.stem}.lock"))
 
 
 def complete(checkpoint: Checkpoint, source: str) -> None:
@@ -56,10 +73,16 @@ def complete(checkpoint: Checkpoint, source: str) -> None:
     network = models.blueprint(checkpoint.arch, checkpoint.config, source)
     models.check_shapes(network, {name: array.shape for name, array in tensors.items()}, source)
     models.build(checkpoint.arch, checkpoint.config, tensors, source)  # refuses what is not a number
-    if checkpoint.discriminator_tensors is not None and checkpoint.discriminator_config is not None:
-        critic = models.blueprint("stylegan2-discriminator", checkpoint.discriminator_config, source)
-        shapes = {name: array.shape for name, array in checkpoint.discriminator_tensors.items()}
-        models.check_shapes(critic, shapes, source)
+    judged = checkpoint.discriminator_config
+    if checkpoint.discriminator_tensors is None or judged is None:
+        return
+    if other := [key for key in KINSHIP if judged.get(key) != checkpoint.config.get(key, judged.get(key))]:
+        checkpoint.meta["discriminator"] = f"left out: its {other[0]} is not the generator's"
+        checkpoint.discriminator_config = checkpoint.discriminator_tensors = None
+        return
+    critic = models.blueprint("stylegan2-discriminator", judged, source)
+    shapes = {name: array.shape for name, array in checkpoint.discriminator_tensors.items()}
+    models.check_shapes(critic, shapes, source)
 
 
 def _write(target: Path, checkpoint: Checkpoint) -> None:
@@ -84,6 +107,14 @@ def _hashes(target: Path) -> dict[str, Any]:
     return {"files": {path.name: store.file_sha256(path) for path in _files(target)}}
 
 
+def record_anew(path: Path) -> None:
+    """Note the hashes of an installed generator's files after one of them has been changed on purpose."""
+    if "files" not in store.read_json(store.record_path(path)):
+        return
+    with _alone(path):
+        store.write_json(store.record_path(path), {**store.read_json(store.record_path(path)), **_hashes(path)})
+
+
 def installed(name: str) -> Path:
     """The file of a generator that the user installed. Raises ModelNotFoundError, SettingsError for a bundled one."""
     if name in models.bundled():
@@ -97,20 +128,23 @@ def installed(name: str) -> Path:
 def remove(name: str) -> list[Path]:
     """Delete an installed generator, its critic and its record; returns what was deleted. Raises as installed does."""
     path = installed(name)
-    gone = [*_files(path), store.record_path(path)]
-    for file in gone:
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"{file} cannot be removed: {error.strerror}.") from None
+    with _alone(path):
+        gone = [*_files(path), store.record_path(path)]
+        for file in gone:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"{file} cannot be removed: {error.strerror}.") from None
     return gone
 
 
 def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Check a generator's file: its hash against the record of its installation, its shapes, its numbers.
+    """Check a generator's file and its critic's: hashes against the record of the installation, shapes, numbers.
 
     Returns {"name", "path", "sha256", "recorded"}. Raises CheckpointError where anything is wrong.
     """
+    from tpdne_cli.critic import Critic
+
     path = models.find(name)
     recorded = store.read_json(store.record_path(path)).get("files", {})
     for file in _files(path):
@@ -118,7 +152,22 @@ def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
         if expected is not None and store.file_sha256(file) != expected:
             raise CheckpointError(f"{file} has changed since it was installed: import it again.")
     model = models.load(path)
+    if len(_files(path)) > 1:
+        Critic.load(model)
     return {"name": path.stem, "path": str(path), "sha256": model.sha256, "recorded": path.name in recorded}
+
+
+def cached() -> list[dict[str, Any]]:
+    """What the download cache holds: {"file", "bytes", "url", "complete"} for each file, also for the part of one."""
+    held = []
+    for path in sorted(store.cache_dir().glob("*")):
+        if path.is_file() and path.suffix not in (".lock", ".json", ".TAG"):
+            notes = [store.data_dir() / "downloads" / f"{path.name[:16]}.json", path.with_name(f"{path.name}.json")]
+            url = next((url for note in notes if (url := store.read_json(note).get("url"))), None)
+            held.append(
+                {"file": str(path), "bytes": path.stat().st_size, "url": url, "complete": path.suffix != ".part"}
+            )
+    return held
 
 
 def clear_cache() -> tuple[int, int]:

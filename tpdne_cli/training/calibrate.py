@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpdne_cli import critic, models
+from tpdne_cli import critic, installing, models
 from tpdne_cli.checkpoints import safetensors
 from tpdne_cli.errors import TpdneError
 from tpdne_cli.sampler import Sampler
@@ -37,6 +37,7 @@ def calibrate(generator: Path | str, images: int = IMAGES, device: str = "auto",
     header = safetensors.read_header(judge.path)
     about = {**header.meta, "quantiles": critic.quantiles(scores), "quantiles_of": images}
     safetensors.write(judge.path, header.arch, header.config, safetensors.read_tensors(judge.path), about)
+    installing.record_anew(model.path)
     return judge.path
 
 
