@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +27,14 @@ def test_every_entry_can_be_pulled(entry: catalogue.Entry) -> None:
 def test_every_licence_is_told(entry: catalogue.Entry) -> None:
     assert "NVIDIA Source Code License" in entry.licence
     assert entry.licence_url.startswith("https://") and "not for commercial use" in entry.terms
+
+
+def test_what_is_pinned_is_a_sha256_and_a_size() -> None:
+    pinned = [entry for entry in catalogue.ENTRIES if entry.sha256]
+    assert {"ada-ffhq", "stylegan2-ffhq-config-f", "stylegan2-cat-config-f"} <= {entry.name for entry in pinned}
+    for entry in pinned:
+        assert re.fullmatch("[0-9a-f]{64}", entry.sha256) and 2.5e8 < entry.bytes < 4e8
+    assert len({entry.sha256 for entry in pinned}) == len(pinned) == len(catalogue._KNOWN)
 
 
 def test_names_and_addresses_are_used_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
 import ssl
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -397,6 +399,39 @@ def test_another_content_than_the_first_time_is_told(site: Site) -> None:
     assert hashlib.sha256(OTHER).hexdigest() in message and leftovers() == []
     store.seen_path(site.url).unlink()  # the way out that the message tells
     assert fetch(site.url)[0].read_bytes() == OTHER
+
+
+def test_what_is_no_generator_is_not_kept(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that lies about the length once must not spoil every later attempt."""
+    from tpdne_cli.cli import run
+
+    whole = (ROOT / "weights" / "cats.safetensors").read_bytes()
+    site.answers = [file(whole[:-1000]), file(whole)]
+    assert run(["models", "import", site.url, "--name", "mine"]) == 1
+    err = capsys.readouterr().err
+    assert "is thrown away" in err and str(store.cache_dir()) not in err
+    assert leftovers() == [] and not store.seen_path(site.url).exists()
+    assert run(["models", "import", site.url, "--name", "mine"]) == 0
+
+
+def test_the_cache_can_be_listed(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    from tpdne_cli.cli import run
+
+    fetch(site.url)
+    assert run(["models", "cache", "--json"]) == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["bytes"] == len(BODY) and record["url"] == download.shown(site.url) and record["complete"]
+    assert run(["models", "cache"]) == 0
+    assert "0.3 MB" in capsys.readouterr().out
+    assert run(["models", "clear-cache", "-q"]) == 0 and run(["models", "cache"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_waiting_is_told(site: Site) -> None:
+    told: list[tuple[str, float]] = []
+    site.answers = [plain(503), file(BODY)]
+    fetch(site.url, on_wait=lambda reason, seconds: told.append((reason, seconds)), policy=Policy(sleep=lambda _: None))
+    assert told == [("its server answers 503", 1.0)]
 
 
 def test_a_pinned_sha256_is_held_to(site: Site) -> None:

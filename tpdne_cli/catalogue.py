@@ -16,7 +16,8 @@ class Entry:
     """A published generator.
 
     name: what `tpdne models pull` calls it; resolution: pixels of the longer side; shows: what its images are of.
-    terms: the licence in a sentence, which does not replace its text; bytes: of the file, None where not published.
+    terms: the licence in a sentence, which does not replace its text; bytes and sha256: of the file, None where they
+    are not known: the makers publish neither, so that a first download records them.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Entry:
     licence_url: str
     terms: str
     bytes: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,13 @@ _SG3 = _Family(
 _UNALIGNED = "faces, not aligned"
 _ARTWORKS = "faces in paintings and sculptures"
 _ANIMALS = "cats, dogs and wild animals"
+_CARS = "cars, 512x384 between black bars"
+_SOURCES = "transfer-learning-source-nets/"
+_PAIRS = [f"G{g}-D{d}" for g in ("orig", "resnet", "skip") for d in ("orig", "resnet", "skip")]
 
-# (family, file without .pkl, resolution, what it shows); a name is the file's, with 'ada-' where that tells too little
+# (family, file without .pkl, resolution, what it shows); a name is the file's, with 'ada-' where that tells too little.
+# StyleGAN2's configurations A to D are the paper's steps on the way from StyleGAN to E and F; A is StyleGAN itself.
+# Those of table 2 are E with other architectures of the two networks.
 _FILES: list[tuple[_Family, str, int, str]] = [
     (_SG3, "stylegan3-t-ffhq-1024x1024", 1024, "faces"),
     (_SG3, "stylegan3-r-ffhq-1024x1024", 1024, "faces"),
@@ -80,7 +87,13 @@ _FILES: list[tuple[_Family, str, int, str]] = [
     (_SG2, "stylegan2-celebahq-256x256", 256, "faces of celebrities"),
     (_ADA, "ffhq", 1024, "faces"),
     (_TF2, "stylegan2-ffhq-config-f", 1024, "faces"),
-    (_TF2, "stylegan2-ffhq-config-e", 1024, "faces"),
+    *((_TF2, f"stylegan2-ffhq-config-{step}", 1024, "faces") for step in "edcba"),
+    *((_TF2, f"table2/stylegan2-ffhq-config-e-{pair}", 1024, "faces") for pair in _PAIRS),
+    (_ADA, f"{_SOURCES}ffhq-res1024-mirror-stylegan2-noaug", 1024, "faces"),
+    (_ADA, f"{_SOURCES}ffhq-res512-mirror-stylegan2-noaug", 512, "faces"),
+    (_ADA, f"{_SOURCES}ffhq-res256-mirror-paper256-noaug", 256, "faces"),
+    (_ADA, "paper-fig7c-training-set-sweeps/ffhq70k-paper256-ada", 256, "faces"),
+    (_ADA, f"{_SOURCES}celebahq-res256-mirror-paper256-kimg100000-ada-target0.5", 256, "faces of celebrities"),
     (_SG3, "stylegan3-t-metfaces-1024x1024", 1024, _ARTWORKS),
     (_SG3, "stylegan3-r-metfaces-1024x1024", 1024, _ARTWORKS),
     (_SG3, "stylegan3-t-metfacesu-1024x1024", 1024, f"{_ARTWORKS}, not aligned"),
@@ -90,29 +103,47 @@ _FILES: list[tuple[_Family, str, int, str]] = [
     (_ADA, "metfaces", 1024, _ARTWORKS),
     (_SG2, "stylegan2-afhqcat-512x512", 512, "cats"),
     (_ADA, "afhqcat", 512, "cats"),
+    (_ADA, "paper-fig11a-small-datasets/afhqcat-mirror-paper512-ada", 512, "cats"),
     (_TF2, "stylegan2-cat-config-f", 256, "cats"),
+    (_TF2, "stylegan2-cat-config-a", 256, "cats"),
     (_SG3, "stylegan3-t-afhqv2-512x512", 512, _ANIMALS),
     (_SG3, "stylegan3-r-afhqv2-512x512", 512, _ANIMALS),
     (_SG2, "stylegan2-afhqv2-512x512", 512, _ANIMALS),
     (_SG2, "stylegan2-afhqdog-512x512", 512, "dogs"),
     (_ADA, "afhqdog", 512, "dogs"),
     (_SG2, "stylegan2-lsundog-256x256", 256, "dogs"),
+    (_ADA, f"{_SOURCES}lsundog-res256-paper256-kimg100000-noaug", 256, "dogs"),
     (_SG2, "stylegan2-afhqwild-512x512", 512, "wild animals"),
     (_ADA, "afhqwild", 512, "wild animals"),
     (_TF2, "stylegan2-horse-config-f", 256, "horses"),
+    (_TF2, "stylegan2-horse-config-a", 256, "horses"),
     (_TF2, "stylegan2-church-config-f", 256, "churches"),
-    (_TF2, "stylegan2-car-config-f", 512, "cars"),
+    (_TF2, "stylegan2-church-config-a", 256, "churches"),
+    *((_TF2, f"stylegan2-car-config-{step}", 512, _CARS) for step in "fedcba"),
+    *((_TF2, f"table2/stylegan2-car-config-e-{pair}", 512, _CARS) for pair in _PAIRS),
     (_SG2, "stylegan2-brecahad-512x512", 512, "breast cancer tissue under the microscope"),
     (_ADA, "brecahad", 512, "breast cancer tissue under the microscope"),
     (_SG2, "stylegan2-cifar10-32x32", 32, "ten classes of small pictures"),
     (_ADA, "cifar10", 32, "ten classes of small pictures"),
 ]
 
+# (bytes, sha256) as several independent users have recorded them of NVIDIA's files; sizes of the LSUN ones to 0.1 MB.
+_KNOWN: dict[str, tuple[int, str]] = {
+    "ada-ffhq": (381_624_121, "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c"),
+    "stylegan3-t-ffhq-1024x1024": (294_775_112, "efd9fa1f967a11b5390399a8ed512dc32e341c245fa2d4dafa6d94e96222085b"),
+    "stylegan2-ffhq-config-f": (381_673_535, "adf127ea7bb8a7788c8bdeda3c9937f7310b669b09ecf799ca53a631ff46948d"),
+    "stylegan2-cat-config-f": (357_500_000, "08940fd616cfaf6bc7b0286b5d1a0b3f70febb26e136d64716c8d3f5e9bd3883"),
+    "stylegan2-church-config-f": (357_500_000, "4090c5f83b44b83475c84864188aa39a0fb72694492302b7e6af36aad0d18104"),
+    "stylegan2-horse-config-f": (357_500_000, "cbc73372c7d82d095913ca8b4b9f170560777175bd7c3b8a75dd55d70807f32b"),
+    "stylegan2-car-config-f": (364_100_000, "e1618eee2b3ce87c4a3849442f7850ef12a478556bff035c8e09ee7e23b3794c"),
+}
+
 
 def _entry(family: _Family, stem: str, resolution: int, shows: str) -> Entry:
-    name = f"ada-{stem}" if family is _ADA else stem
+    title = stem.rpartition("/")[2].lower()
+    name = f"ada-{title}" if family is _ADA else title
     url = f"{family.base}{stem}.pkl"
-    return Entry(name, url, resolution, shows, family.licence, family.licence_url, _TERMS)
+    return Entry(name, url, resolution, shows, family.licence, family.licence_url, _TERMS, *_KNOWN.get(name, ()))
 
 
 ENTRIES: tuple[Entry, ...] = tuple(_entry(*row) for row in _FILES)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 Progress = Callable[[int, "int | None"], None]
+Waiting = Callable[[str, float], None]
 
 CHUNK = 2**16  # what a broken connection can lose at most
 BY_HAND = "or fetch it by other means and run 'tpdne models import FILE'"
@@ -62,7 +63,7 @@ class _Transient(Exception):
         self.wait = wait
 
 
-def _ignore(_done: int, _total: int | None) -> None:
+def _ignore(*_told: object) -> None:
     pass
 
 
@@ -71,17 +72,18 @@ def fetch(
     on_progress: Progress = _ignore,
     expected_sha256: str | None = None,
     *,
+    on_wait: Waiting = _ignore,
     policy: Policy | None = None,
 ) -> tuple[Path, str]:
     """The file at an address, complete in the cache, and its sha256 in hex; from the cache where it is there already.
 
-    on_progress: called with (bytes so far, bytes in all or None). Proxies come from the environment; with
-    TPDNE_OFFLINE set nothing is asked of the network. Raises DownloadError, SettingsError for what is no sha256, and
-    OutputError where the cache cannot be written.
+    on_progress: called with (bytes so far, bytes in all or None); on_wait: with (what went wrong, seconds until the
+    next attempt). Proxies come from the environment; with TPDNE_OFFLINE set nothing is asked of the network. Raises
+    DownloadError, SettingsError for what is no sha256, and OutputError where the cache cannot be written.
     """
     _check_address(url)
     pinned = _checked_digest(expected_sha256)
-    path = store.make_cache_dir() / f"{store.url_key(url)}-{file_name(url)}"
+    path = _cached(url)
     with store.locked(path.with_name(f"{path.name}.lock")):
         seen = store.read_json(store.seen_path(url))
         wanted = pinned or _text(seen.get("sha256"))
@@ -89,7 +91,7 @@ def fetch(
             return path, wanted
         if is_offline():
             raise DownloadError(f"{shown(url)} cannot be fetched while TPDNE_OFFLINE is set: unset it, {BY_HAND}.")
-        job = _Job(url, path.with_name(f"{path.name}.part"), on_progress, policy or Policy())
+        job = _Job(url, path.with_name(f"{path.name}.part"), on_progress, on_wait, policy or Policy())
         with _disk_errors(job.part):
             job.run()
             digest = store.file_sha256(job.part)
@@ -102,6 +104,18 @@ def fetch(
             job.part.replace(path)
             job.note.unlink(missing_ok=True)
         return path, digest
+
+
+def forget(url: str) -> None:
+    """Throw away what an address gave, and the memory of it, so that the next attempt begins anew."""
+    path = _cached(url)
+    with store.locked(path.with_name(f"{path.name}.lock")):
+        for file in (path, store.seen_path(url)):
+            file.unlink(missing_ok=True)
+
+
+def _cached(url: str) -> Path:
+    return store.make_cache_dir() / f"{store.url_key(url)}-{file_name(url)}"
 
 
 def is_offline() -> bool:
@@ -174,6 +188,7 @@ class _Job:
     url: str
     part: Path
     on_progress: Progress
+    on_wait: Waiting
     policy: Policy
     reached: int = field(default=0, init=False)  # the farthest point so far, also of attempts that began again
 
@@ -195,6 +210,8 @@ class _Job:
                 wait = self.policy.backoff * 2 ** (failures - 1) if error.wait is None else error.wait
                 if failures >= self.policy.attempts or wait > self.policy.longest_wait:
                     raise DownloadError(self._sentence(str(error), error.wait)) from None
+                if wait > 0:
+                    self.on_wait(str(error), wait)
                 self.policy.sleep(wait)
 
     def _sentence(self, reason: str, wait: float | None = None) -> str:

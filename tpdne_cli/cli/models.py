@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import click
 
 from tpdne_cli import models as registry
 from tpdne_cli.cli.generate import complete_model
-from tpdne_cli.cli.output import Output
-from tpdne_cli.errors import SettingsError
+from tpdne_cli.cli.output import Output, complain, one_line
+from tpdne_cli.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from tpdne_cli.catalogue import Entry
@@ -36,11 +37,15 @@ def list_models(as_json: bool) -> None:
     output = Output(as_json)
     rows = []
     for name in registry.names():
-        about = registry.describe(name)
+        try:
+            about = registry.describe(name)
+        except CheckpointError as error:  # one damaged file must not hide the others
+            output.warning(str(error))
+            continue
         if as_json:
             output.result(name, summary(about))
-        size = about["config"]["resolution"]
-        rows.append((name, f"{size}x{size}", f"{about['bytes'] / 1e6:.1f} MB", str(about.get("licence", "not known"))))
+        size = about["config"].get("resolution", "?")
+        rows.append((name, f"{size}x{size}", megabytes(about["bytes"]), text(about.get("licence", "not known"))))
     if not as_json:
         output.table([("NAME", "PIXELS", "SIZE", "LICENCE"), *rows])
 
@@ -82,8 +87,7 @@ def import_model(source: str, name: str | None, licence: str | None, force: bool
     output = Output(quiet=quiet)
     if "://" in source:
         title = store.check_name(name) if name is not None else store.name_for(download.file_name(source))
-        file = fetch(source, output)
-        output.result(str(installing.install(file, title, download.shown(source), licence, force)))
+        output.result(str(install_from(source, title, download.shown(source), licence, force, output)))
         return
     if not Path(source).is_file():
         raise SettingsError(f"There is no file {source}: name the generator's file, or its address.")
@@ -98,23 +102,23 @@ def import_model(source: str, name: str | None, licence: str | None, force: bool
 @quiet_option
 def pull(name: str | None, accept_licence: bool, force: bool, as_json: bool, quiet: bool) -> None:
     """Download and install a published generator; without NAME, list what there is."""
-    from tpdne_cli import catalogue, installing
+    from tpdne_cli import catalogue
 
     output = Output(as_json, quiet)
     if name is None:
-        rows = [("NAME", "PIXELS", "SHOWS", "LICENCE")]
+        rows = [("NAME", "PIXELS", "SIZE", "SHOWS", "LICENCE")]
         for entry in catalogue.ENTRIES:
-            record = {"name": entry.name, "url": entry.url, "resolution": entry.resolution, "licence": entry.licence}
             if as_json:
-                output.result(entry.name, record)
-            rows.append((entry.name, f"{entry.resolution}x{entry.resolution}", entry.shows, entry.licence))
+                output.result(entry.name, dataclasses.asdict(entry))
+            size = f"{entry.resolution}x{entry.resolution}"
+            rows.append((entry.name, size, megabytes(entry.bytes), entry.shows, entry.licence))
         if not as_json:
             output.table(rows)
         return
     entry = catalogue.find(name)
     agree(output, entry, accept_licence)
-    file = fetch(entry.url, output)
-    output.result(str(installing.install(file, entry.name, entry.url, entry.licence, force)))
+    path = install_from(entry.url, entry.name, entry.url, entry.licence, force, output, entry.sha256)
+    output.result(str(path), {"name": entry.name, "path": str(path)})
 
 
 def agree(output: Output, entry: Entry, accepted: bool) -> None:
@@ -128,7 +132,22 @@ def agree(output: Output, entry: Entry, accepted: bool) -> None:
         raise click.Abort
 
 
-def fetch(url: str, output: Output) -> Path:
+def install_from(
+    url: str, name: str, origin: str, licence: str | None, force: bool, output: Output, sha256: str | None = None
+) -> Path:
+    """Download a generator and install it; what is none is thrown away, so that the next attempt begins anew."""
+    from tpdne_cli import download, installing
+
+    file = fetch(url, output, sha256)
+    try:
+        return installing.install(file, name, origin, licence, force)
+    except CheckpointError as error:
+        download.forget(url)
+        reason = str(error).replace(str(file), download.shown(url))
+        raise CheckpointError(f"The download is thrown away: {reason}") from None
+
+
+def fetch(url: str, output: Output, sha256: str | None = None) -> Path:
     """The file behind an address, with a bar while it comes."""
     from tpdne_cli import download
 
@@ -143,8 +162,11 @@ def fetch(url: str, output: Output) -> Path:
         if output.bar is not None:
             output.bar.update(done - output.bar.n)
 
+    def waiting(reason: str, seconds: float) -> None:
+        output.note(f"{reason[:1].upper()}{reason[1:]}: trying again in {seconds:.0f} s")
+
     try:
-        file, _ = download.fetch(url, progress)
+        file, _ = download.fetch(url, progress, sha256, on_wait=waiting)
     finally:
         output.finish()
     return file
@@ -153,15 +175,22 @@ def fetch(url: str, output: Output) -> Path:
 @models.command("verify")
 @click.argument("model", required=False, shell_complete=complete_model)
 @json_option
-def verify(model: str | None, as_json: bool) -> None:
-    """Check a generator's file, or all that are installed: hash, shapes, numbers."""
+def verify(model: str | None, as_json: bool) -> int:
+    """Check a generator's file and its critic's, or all that are installed: hashes, shapes, numbers."""
     from tpdne_cli import installing
 
     output = Output(as_json)
+    damaged = 0
     for name in [model] if model is not None else registry.names():
-        found = installing.verify(name)
+        try:
+            found = installing.verify(name)
+        except CheckpointError as error:
+            complain(str(error))
+            damaged = 1
+            continue
         known = "as it was installed" if found["recorded"] else "whole"
         output.result(f"{name}: {known}, sha256 {found['sha256']}", found)
+    return damaged
 
 
 @models.command("remove")
@@ -173,6 +202,23 @@ def remove(model: str, quiet: bool) -> None:
 
     installing.remove(model)
     Output(quiet=quiet).note(f"{model} is removed.")
+
+
+@models.command("cache")
+@json_option
+def cache(as_json: bool) -> None:
+    """List what was downloaded and is kept; clear-cache deletes it."""
+    from tpdne_cli import installing
+
+    output = Output(as_json)
+    rows = []
+    for record in installing.cached():
+        if as_json:
+            output.result("", record)
+        part = "" if record["complete"] else " (a part)"
+        rows.append((record["file"], megabytes(record["bytes"]), text(record["url"] or "?") + part))
+    if rows and not as_json:
+        output.table([("FILE", "SIZE", "FROM"), *rows])
 
 
 @models.command("clear-cache")
@@ -198,5 +244,10 @@ def summary(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def megabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e6:.1f} MB"
+
+
 def text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """For a terminal: what a file says of itself may have been written by anybody."""
+    return one_line(value if isinstance(value, str) else json.dumps(value))
