@@ -191,3 +191,29 @@ def test_no_width_makes_it_scroll_sideways(page, width):
         page.browser.get(page.base + address)
         assert page.run("return document.documentElement.scrollWidth") <= width, address
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1440, 900), (390, 664)])
+def test_face_and_controls_fit_without_scrolling(page, width, height):
+    page.browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    try:
+        page.open("/")
+        assert page.run("return document.documentElement.scrollHeight") <= height
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_a_phone_on_its_side_the_controls_are_beside_the_face(page):
+    page.browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 844, "height": 390, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        page.open("/")
+        bottom = "document.querySelector(name).getBoundingClientRect().bottom"
+        bottoms = page.run(f"return ['#face', '#next', '.links'].map(name => {bottom})")
+        assert max(bottoms) <= 390, "all of it is seen at once"
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
