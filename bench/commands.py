@@ -1,4 +1,5 @@
-"""Whole commands, beside what they cannot do without: time on the clock, in fresh processes that take turns.
+"""Whole commands, beside what they cannot do without: time on the clock, the least of several fresh processes that take
+turns.
 
     python bench/commands.py           help, first (face) and many (1,000 PNGs); about two minutes
     python bench/commands.py many --json
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,9 +47,9 @@ def clock(*command: str) -> float:
 
 
 def in_turn(rounds: int, **functions: Callable[[], float]) -> dict[str, float]:
-    """The median of what each returns, called in turn; once before that to fill the disk's cache."""
-    taken = [{name: function() for name, function in functions.items()} for _ in range(rounds + 1)][1:]
-    return {name: statistics.median(turn[name] for turn in taken) for name in functions}
+    """The least that each returns, called in turn: what else the machine does can only add to it."""
+    taken = [{name: function() for name, function in functions.items()} for _ in range(rounds)]
+    return {name: min(turn[name] for turn in taken) for name in functions}
 
 
 def help() -> dict[str, float]:
@@ -74,7 +74,7 @@ def many() -> dict[str, float]:
         output = subprocess.run([sys.executable, "-c", FORWARD], env=ENVIRONMENT, check=True, stdout=subprocess.PIPE)
         return float(output.stdout)
 
-    found = in_turn(2, command=command, forward=forward)
+    found = in_turn(3, command=command, forward=forward)
     return {**found, "ratio": found["command"] / found["forward"]}
 
 
