@@ -53,7 +53,7 @@ FILTERS = [
 @torch.inference_mode()
 @pytest.mark.parametrize("strip_bytes", [1, 1 << 16, 8 << 20], ids=["short", "medium", "whole"])
 @pytest.mark.parametrize("taps", FILTERS, ids=str)
-@pytest.mark.parametrize("inputs, outputs", [(12, 8), (128, 96)])
+@pytest.mark.parametrize("inputs, outputs", [(12, 8), (128, 96), (16, 16), (96, 96)])
 def test_a_layer_is_its_formula(monkeypatch, inputs, outputs, taps, strip_bytes):
     monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
     if taps is not None:
@@ -69,6 +69,10 @@ def test_a_layer_is_its_formula(monkeypatch, inputs, outputs, taps, strip_bytes)
         expected = exact(x, weight, taps, style, demod, bias, own)
         error = (out - expected).abs().max() / expected.std()
         assert error < 2e-5, f"{type(compute).__name__} with {taps} is off by {error}"
+        if inputs == outputs and up == 1:
+            over = x.clone()
+            compute(over, style, demod, bias, own, over)
+            assert torch.equal(over, out), "in place of its input the result is another one"
 
 
 @torch.inference_mode()

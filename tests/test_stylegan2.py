@@ -120,7 +120,7 @@ def test_activations_layer_by_layer(published):
     expected = load_tensors(folder / "activations.safetensors")
     seen = {}
     hooks = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out.clone()))
         for name, module in generator.named_modules()
         if isinstance(module, SynthesisLayer)
     ]

@@ -11,7 +11,8 @@ Signals are [H, W, C]; every image goes alone through the same calls, so its bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ LEAST_SIZE = 16  # below, in pixels, all images of a batch at once are faster th
 def layer(weight: Tensor, size: int, taps: Tensor | None) -> Layer | None:
     """What computes a layer of kernel `weight` [O, I, 3, 3] on inputs of `size` pixels; taps: its upsampling filter.
 
-    The result takes x [H, W, I], style [I], demod and bias [O], noise [H', W'] or None, and fills out [H', W', O].
+    The result takes x [H, W, I], style [I], demod and bias [O], noise [H', W'] or None, and fills out [H', W', O],
+    which may be x itself where nothing changes in size: the large images of a network need no second one then.
     None where a batch is better computed as a whole, or where this room has no way.
     """
     if weight.device.type != "cpu" or weight.shape[2:] != (3, 3) or size < LEAST_SIZE:
@@ -61,6 +63,29 @@ class Window:
         return view
 
 
+class Strips:
+    """Strips of an image that may be overwritten strip by strip, although each reads the last row of the one before."""
+
+    def __init__(self, x: Tensor, out: Tensor, step: int) -> None:
+        self.x, self.step, self.in_place = x, step, x.data_ptr() == out.data_ptr()
+        self.row = x[0]
+
+    @contextmanager
+    def as_it_was(self, top: int) -> Iterator[None]:
+        """Inside, the row above `top` is what it was before the strip above was overwritten."""
+        if not self.in_place:
+            yield
+            return
+        now = None
+        if top:
+            now = self.x[top - 1].clone()
+            self.x[top - 1] = self.row
+        yield
+        self.row = self.x[min(top + self.step, len(self.x)) - 1].clone()
+        if now is not None:
+            self.x[top - 1] = now
+
+
 class WideConv:
     """lrelu(conv(x * style) * demod + bias + noise) at the same size, by Winograd's algorithm."""
 
@@ -73,11 +98,12 @@ class WideConv:
     ) -> None:
         height, width, _ = x.shape  # multiples of four
         step = strip_rows(out)
-        window = Window(step + 2, width, self.in_channels, 1, 1)
+        window, strips = Window(step + 2, width, self.in_channels, 1, 1), Strips(x, out, step)
         for top in range(0, height, step):
             strip = out[top : top + step]
             rows, cols = len(strip) // 4, width // 4
-            tiles = self.winograd.tiles(window(x, style, top - 1, len(strip) + 2), rows, cols)
+            with strips.as_it_was(top):
+                tiles = self.winograd.tiles(window(x, style, top - 1, len(strip) + 2), rows, cols)
             torch.addcmul(bias, tiles, demod, out=strip.view(rows, 4, cols, 4, self.out_channels))
             finish(strip, noise, top, strip)
 
@@ -93,10 +119,12 @@ class NarrowConv:
     ) -> None:
         weight = self.weight * style[:, None, None] * demod[:, None, None, None]
         step = strip_rows(out)
+        strips = Strips(x, out, step)
         for top in range(0, len(out), step):
             strip = out[top : top + step]
             above = min(top, 1)  # rows; at the edges of the image the convolution's own zeros serve
-            y = plain(x[top - above : top + len(strip) + 1], weight, bias, padding=1)
+            with strips.as_it_was(top):
+                y = plain(x[top - above : top + len(strip) + 1], weight, bias, padding=1)
             finish(y[above : above + len(strip)], noise, top, strip)
 
 

@@ -144,6 +144,11 @@ class SynthesisLayer(ModulatedConv):
         taps = self.resample_filter if self.up > 1 else None
         self.alone = strips.layer(self.weight.detach(), self.resolution // self.up, taps)
         super().prepare()
+        if self.up > 1:  # the transposed convolution wants its inputs first
+            assert self.prepared is not None
+            weight, squares = self.prepared
+            by_input = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            self.prepared = (by_input.transpose(0, 1), squares)
 
     def noise(self, n: int, noise: Noise, device: torch.device) -> Tensor | None:
         """The noise image times its strength, [n or 1, 1, R, R]."""
@@ -187,10 +192,10 @@ class SynthesisLayer(ModulatedConv):
     def one_by_one(
         self, compute: strips.Layer, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None
     ) -> Tensor:
-        """The same for one image after the other, on a CPU in float32."""
+        """The same for one image after the other, on a CPU in float32; x, if it is of that size, is overwritten."""
         n, size = len(x), self.resolution
         images = x.permute(0, 2, 3, 1).contiguous()  # as they lie in memory already
-        out = torch.empty(n, size, size, len(bias))
+        out = torch.empty(n, size, size, len(bias)) if images.shape[1:] != (size, size, len(bias)) else images
         for i in range(n):
             own = None if noise is None else noise[i % len(noise), 0]
             compute(images[i], style[i], demod[i], bias, own, out[i])
