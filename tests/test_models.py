@@ -8,7 +8,7 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
-from checkpoint_writers import nvidia, rosinality, tensorflow
+from checkpoint_writers import dumps, golden_module, nvidia, rosinality, tensorflow
 from conftest import golden, load_tensors
 
 from tpdne_cli import installing, models, store
@@ -128,7 +128,7 @@ def test_two_processes_at_once_leave_one_whole_model(home, tiny_model):
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(600)
         assert child.exitcode == 0
     assert installing.verify("both")["recorded"]
 
@@ -153,7 +153,7 @@ def test_of_two_processes_one_finds_the_name_taken(home, tiny_model):
             child.start()
         for child in children:
             child.join(8)
-    said = sorted(answers.get(timeout=120) for _ in children)
+    said = sorted(answers.get(timeout=600) for _ in children)
     assert said[0].startswith("A generator called both is installed") and said[1] == "installed"
 
 
@@ -174,6 +174,16 @@ def test_a_critic_of_another_size_is_left_out(tmp_path):
     path = installing.install(tmp_path / "x.pkl")
     assert "its resolution is not the generator's" in models.describe(path)["discriminator"]
     assert not path.with_name("x-critic.safetensors").exists()
+
+
+def test_a_critic_that_is_no_numbers_is_left_out(tmp_path, capsys):
+    generator, critic = golden_module(golden("sg2_skip")), golden_module(golden("disc_resnet"))
+    critic.b4.out.weight.data.fill_(float("nan"))
+    (tmp_path / "x.pkl").write_bytes(dumps({"G_ema": generator, "D": critic}, 4))
+    assert run(["models", "import", str(tmp_path / "x.pkl")]) == 0
+    out, err = capsys.readouterr()
+    assert "critic is left out" in err and "b4.out.weight" in err and out.strip().endswith("x.safetensors")
+    assert installing.verify("x")["recorded"]
 
 
 def test_a_damaged_critic_does_not_verify(tmp_path):

@@ -73,16 +73,22 @@ def complete(checkpoint: Checkpoint, source: str) -> None:
     network = models.blueprint(checkpoint.arch, checkpoint.config, source)
     models.check_shapes(network, {name: array.shape for name, array in tensors.items()}, source)
     models.build(checkpoint.arch, checkpoint.config, tensors, source)  # refuses what is not a number
-    judged = checkpoint.discriminator_config
-    if checkpoint.discriminator_tensors is None or judged is None:
-        return
-    if other := [key for key in KINSHIP if judged.get(key) != checkpoint.config.get(key, judged.get(key))]:
-        checkpoint.meta["discriminator"] = f"left out: its {other[0]} is not the generator's"
+    try:
+        _check_critic(checkpoint, source)
+    except CheckpointError as error:  # the generator is none the worse for it
+        checkpoint.meta["discriminator"] = f"left out: {error}"
         checkpoint.discriminator_config = checkpoint.discriminator_tensors = None
+
+
+def _check_critic(checkpoint: Checkpoint, source: str) -> None:
+    config, tensors, arch = checkpoint.discriminator_config, checkpoint.discriminator_tensors, "stylegan2-discriminator"
+    if config is None or tensors is None:
         return
-    critic = models.blueprint("stylegan2-discriminator", judged, source)
-    shapes = {name: array.shape for name, array in checkpoint.discriminator_tensors.items()}
-    models.check_shapes(critic, shapes, source)
+    if other := [key for key in KINSHIP if config.get(key) != checkpoint.config.get(key, config.get(key))]:
+        raise CheckpointError(f"its {other[0]} is not the generator's.")
+    shapes = {name: array.shape for name, array in tensors.items()}
+    models.check_shapes(models.blueprint(arch, config, source), shapes, source)
+    models.build(arch, config, tensors, source)
 
 
 def _write(target: Path, checkpoint: Checkpoint) -> None:

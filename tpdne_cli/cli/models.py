@@ -87,11 +87,11 @@ def import_model(source: str, name: str | None, licence: str | None, force: bool
     output = Output(quiet=quiet)
     if "://" in source:
         title = store.check_name(name) if name is not None else store.name_for(download.file_name(source))
-        output.result(str(install_from(source, title, download.shown(source), licence, force, output)))
+        announce(install_from(source, title, download.shown(source), licence, force, output), output)
         return
     if not Path(source).is_file():
         raise SettingsError(f"There is no file {source}: name the generator's file, or its address.")
-    output.result(str(installing.install(source, name, None, licence, force)))
+    announce(installing.install(source, name, None, licence, force), output)
 
 
 @models.command("pull")
@@ -118,7 +118,14 @@ def pull(name: str | None, accept_licence: bool, force: bool, as_json: bool, qui
     entry = catalogue.find(name)
     agree(output, entry, accept_licence)
     path = install_from(entry.url, entry.name, entry.url, entry.licence, force, output, entry.sha256)
-    output.result(str(path), {"name": entry.name, "path": str(path)})
+    announce(path, output)
+
+
+def announce(path: Path, output: Output) -> None:
+    """The new file; and why it has no critic, where its source had one."""
+    if reason := registry.describe(path).get("discriminator"):
+        output.note(f"The critic is {text(reason)}")
+    output.result(str(path), {"name": path.stem, "path": str(path)})
 
 
 def agree(output: Output, entry: Entry, accepted: bool) -> None:
