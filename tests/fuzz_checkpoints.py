@@ -48,14 +48,14 @@ OPCODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
 
 
 def tiny_networks() -> dict[str, dict[str, np.ndarray]]:
-    from tpdne_cli.networks import stylegan2, stylegan3
+    from tpdne_cli.networks import discriminator, stylegan2, stylegan3
 
     made = {
         "generator": stylegan2.Generator(stylegan2.Config(8, channels=(2, 2), z_dim=3, w_dim=4, mapping_layers=2)),
         "conditional": stylegan2.Generator(
             stylegan2.Config(8, channels=(2, 2), z_dim=3, w_dim=4, c_dim=2, mapping_layers=1)
         ),
-        "discriminator": stylegan2.Discriminator(stylegan2.DiscriminatorConfig(8, channels=(2, 2))),
+        "discriminator": discriminator.Discriminator(discriminator.DiscriminatorConfig(8, channels=(2, 2))),
         "stylegan3": stylegan3.Generator(
             stylegan3.Config(16, z_dim=3, w_dim=4, channel_base=32, channel_max=2, num_layers=3, margin_size=2)
         ),

@@ -45,7 +45,7 @@ def generator_of(checkpoint: Checkpoint):
 
 
 def discriminator_of(checkpoint: Checkpoint):
-    from tpdne_cli.networks.stylegan2 import Discriminator, DiscriminatorConfig
+    from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
 
     config = json.loads(json.dumps(checkpoint.discriminator_config))
     config = DiscriminatorConfig(**{k: tuple(v) if type(v) is list else v for k, v in config.items()})

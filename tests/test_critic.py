@@ -13,7 +13,8 @@ import torch
 from tpdne_cli import models
 from tpdne_cli.critic import Critic, Judged, Selection, candidates, path_of, quantiles
 from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
-from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
+from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.sampler import Sampler, sample
 from tpdne_cli.training.calibrate import calibrate
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import golden, load_tensors
 
+from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
 from tpdne_cli.networks.ops import prepare
-from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator, SynthesisLayer
+from tpdne_cli.networks.stylegan2 import Config, Generator, SynthesisLayer
 
 GENERATORS = [
     "sg2_skip", "sg2_skip_64ch", "sg2_resnet_clamp", "sg2_orig", "sg2_cond", "sg2_asymfilter", "sg2_filter1",

@@ -245,12 +245,12 @@ def _check_setting(key: str, value: Any, source: str) -> None:
 
 def _network(arch: str, source: str) -> tuple[Any, Any]:
     """(network, its Config) by the name that files use."""
-    from tpdne_cli.networks import stylegan1, stylegan2, stylegan3
+    from tpdne_cli.networks import discriminator, stylegan1, stylegan2, stylegan3
 
     known: dict[str, tuple[Any, Any]] = {
         "stylegan1": (stylegan1.Generator, stylegan1.Config),
         "stylegan2": (stylegan2.Generator, stylegan2.Config),
-        "stylegan2-discriminator": (stylegan2.Discriminator, stylegan2.DiscriminatorConfig),
+        "stylegan2-discriminator": (discriminator.Discriminator, discriminator.DiscriminatorConfig),
         "stylegan3": (stylegan3.Generator, stylegan3.Config),
     }
     if arch not in known:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tpdne_cli import models
-from tpdne_cli.networks.stylegan2 import Config, DiscriminatorConfig, Generator
+from tpdne_cli.networks.discriminator import DiscriminatorConfig
+from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training import checkpoint
 
 TRUNCATION = 0.7

@@ -16,7 +16,8 @@ from torch import nn
 from tpdne_cli import models
 from tpdne_cli.checkpoints import Checkpoint, sniff
 from tpdne_cli.errors import TrainingError
-from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
+from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training.config import TrainConfig
 
 

@@ -14,7 +14,8 @@ import torch
 
 from tpdne_cli import devices
 from tpdne_cli.errors import TrainingError
-from tpdne_cli.networks.stylegan2 import Config, Discriminator, DiscriminatorConfig, Generator
+from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
+from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training import checkpoint, data, growth, losses, sheets
 from tpdne_cli.training.augment import Ada, DiffAugment
 from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule
