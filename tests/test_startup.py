@@ -10,6 +10,11 @@ import pytest
 HEAVY = {
     # torch's compiler alone takes longer to import than torch; drawing on the meta device would pull it in
     "load and draw": ("import tpdne_cli as t; list(t.sample(t.load({model!r}), [1]))", {"torch._dynamo", "sympy"}),
+    "describe a StyleGAN3": (
+        "from tpdne_cli.networks.stylegan3 import Config, Generator; import torch\n"
+        "with torch.device('meta'): Generator(Config(32, channel_base=256, num_layers=4, use_radial_filters=True))",
+        {"torch._dynamo", "sympy"},
+    ),
     "the command line": ("import tpdne_cli.cli", {"torch", "numpy", "PIL", "tqdm", "safetensors", "tarfile"}),
     "the package": ("import tpdne_cli", {"torch", "numpy", "click", "PIL"}),
 }

@@ -51,6 +51,9 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float, radial: bool = 
 
     cutoff, width of the transition band and sampling rate share one unit. Identity (one tap) needs no filter.
     """
+    empty = torch.empty((taps, taps) if radial else taps)
+    if empty.is_meta:  # a description needs the shape alone; see ops.normal
+        return empty
     attenuation = 2.285 * (taps - 1) * math.pi * width / (rate / 2) + 7.95
     if attenuation > 50:
         beta = 0.1102 * (attenuation - 8.7)

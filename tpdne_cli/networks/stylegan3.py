@@ -168,16 +168,18 @@ class SynthesisInput(nn.Module):
         first = config.layers[0]
         channels = first.in_channels
         self.size, self.rate, self.bandwidth = first.in_size, first.in_rate, first.in_cutoff
-        freqs = normal(channels, 2)
-        radii = freqs.square().sum(1, keepdim=True).sqrt()
-        freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth  # even density over the disc
+        freqs, phases = normal(channels, 2), constant(channels)
+        if not freqs.is_meta:  # nothing to compute there; see ops.normal
+            phases = torch.rand(channels) - 0.5
+            radii = freqs.square().sum(1, keepdim=True).sqrt()
+            freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth  # even density over the disc
         self.weight = nn.Parameter(normal(channels, channels))
         self.affine = FullyConnected(config.w_dim, 4)
         nn.init.zeros_(self.affine.weight)
         self.affine.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0])  # no rotation, no translation
         self.register_buffer("freqs", freqs)
-        self.register_buffer("phases", torch.rand(channels) - 0.5)
-        self.register_buffer("transform", torch.eye(3))
+        self.register_buffer("phases", phases)
+        self.register_buffer("transform", torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
 
     def transforms(self, w: Tensor) -> Tensor:
         """w's rotation after w's translation after the user's transform: [N, w_dim] -> [N, 3, 3]."""
