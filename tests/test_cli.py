@@ -97,6 +97,47 @@ def test_one_file_by_name(cli, name, kind):
     assert Image.open(name).format == kind
 
 
+@pytest.mark.parametrize("name", ["a.gif", "deep/a.BMP", "a.tiff"])
+def test_a_file_of_another_format_is_not_taken_for_a_directory(cli, tmp_path, name):
+    code, out, err = cli("--seed", "1", "-o", name)
+    assert (code, out) == (2, []) and "name a .png, .jpg or .webp file" in err
+    assert list(tmp_path.iterdir()) == []
+    assert cli("--seed", "1", "-o", f"{name}/")[1] == [f"{name}/tiny-000001.png"], "so it is, if asked for"
+
+
+def test_a_quality_that_the_format_lacks_is_refused_before_anything_is_said(cli, tmp_path):
+    code, out, err = cli("--quality", "50")
+    assert (code, out, err.count("\n")) == (2, [], 1) and "png is lossless" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_standard_output_by_its_path(tiny_model, tmp_path):
+    done = shell(
+        f"tpdne generate {tiny_model} --seed 1 -o /dev/stdout | cmp - <(tpdne generate {tiny_model} --seed 1 -o -)",
+        tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("group", [[], ["models"]])
+def test_a_group_without_its_command_shows_help_for_people(group, capsys):
+    assert run(group) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("Usage: tpdne") and err.count("\n") > 8 and "Error" not in err
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--cout", "1"], "Did you mean one of: '--count', '--out', '--quiet'? See"),
+        (["--count", "many"], "'many' is not a valid whole number. See"),
+    ],
+)
+def test_typing_errors_are_told_in_plain_words(cli, option, sentence):
+    code, _, err = cli(*option)
+    assert code == 2 and sentence in err and err.count("\n") == 1
+
+
 def test_existing_files_are_refused_before_anything_is_made(cli, tmp_path):
     Path("tiny-000002.png").write_bytes(b"mine")
     code, out, err = cli("--seeds", "0-2")

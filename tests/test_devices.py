@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import signal
@@ -274,6 +275,27 @@ def test_a_process_that_dies_of_a_large_batch_is_followed_by_one_with_a_smaller(
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(samples, expected, strict=True))
     assert capfd.readouterr().err == "", "the end of a process is no news for the user"
     assert children(os.getpid()) == before
+
+
+@linux
+def test_a_system_that_grants_no_process(tiny_model, monkeypatch):
+    """None at first: this one does the work. None after one has died: a sentence."""
+    genuine, mother, forks = os.fork, os.getpid(), []
+
+    def fork() -> int:
+        forks.append(1)
+        if len(forks) > granted:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return genuine()
+
+    monkeypatch.setattr(devices, "memory_is_limited", lambda: True)
+    monkeypatch.setattr(os, "fork", fork)
+    granted = 0
+    assert isinstance(fleet.assemble(models.load(tiny_model), images=1), Sampler)
+    granted, forks = 1, []
+    monkeypatch.setattr(Sampler, "_run", lambda *_: os.getpid() != mother and os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DeviceError, match="no other can be had"):
+        list(fleet.assemble(models.load(tiny_model), images=1)(range(2)))
 
 
 @linux

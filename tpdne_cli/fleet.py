@@ -69,7 +69,7 @@ class Worker:
             try:
                 self.connection.send(batch)
                 answer = self.connection.recv()
-            except (EOFError, OSError):
+            except (EOFError, OSError, MemoryError):  # the last: no room here for what it sent
                 self._retreat()
                 continue
             if isinstance(answer, Exception):
@@ -82,15 +82,11 @@ class Worker:
         threads = self.threads if self.threads == 1 or devices.end_threads() else 1
         with _forking:
             self.connection, far = Pipe()
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            before, pid = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), -1
             try:
                 pid = os.fork()
-            except OSError:
-                self.connection.close()
-                far.close()
-                raise
             finally:
-                if pid != 0:
+                if pid != 0:  # the child lets signals in when it has learned to ignore them
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if pid == 0:
                 _serve(self.maker, far, [self.connection, *_connections], threads)

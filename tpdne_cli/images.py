@@ -63,7 +63,7 @@ def encode(
     synthetic image; without, it carries no metadata. Raises SettingsError for a setting outside its range, ImageError
     for pixels or a recipe that no file can hold.
     """
-    quality = _checked_quality(format, quality)
+    quality = check_quality(format, quality)
     if size is not None:
         pixels = resize(pixels, size)
     image = _to_pillow(pixels)
@@ -146,7 +146,8 @@ def is_marked(source: str | os.PathLike[str] | bytes) -> bool:
     return metadata.read_marks(source).source_type == metadata.SYNTHETIC
 
 
-def _checked_quality(format: str, quality: int | None) -> int | None:
+def check_quality(format: str, quality: int | None) -> int | None:
+    """The quality that a format is encoded with, its own choice for None. Raises SettingsError for one it lacks."""
     if format not in FORMATS:
         raise SettingsError(f"{format!r} is not an image format: choose one of {', '.join(FORMATS)}.")
     if quality is None:

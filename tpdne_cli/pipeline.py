@@ -34,12 +34,18 @@ WINDOW = 64  # images that may wait for an encoder or for their turn
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pixels become a file: format png, jpg or webp; quality 1-100; size of the longest side; recipe inside."""
+    """How pixels become a file: format png, jpg or webp; quality 1-100; size of the longest side; recipe inside.
+
+    Raises SettingsError for a quality that the format does not have.
+    """
 
     format: str = "png"
     quality: int | None = None
     size: int | None = None
     metadata: bool = True
+
+    def __post_init__(self) -> None:
+        images.check_quality(self.format, self.quality)
 
     def __call__(self, sample: Sample) -> bytes:
         recipe = sample.recipe if self.metadata else None

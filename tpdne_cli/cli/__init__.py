@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -90,9 +91,13 @@ def run(arguments: list[str]) -> int:
 
 def explain(error: Exception) -> int:
     """One sentence on stderr; returns the exit code."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2: a group, no command
+        click.echo(error.format_message(), err=True)  # type: ignore[attr-defined]
+        return 2
     if isinstance(error, click.UsageError):
         where = f" See '{error.ctx.command_path} --help'." if error.ctx else ""
-        complain(error.format_message().rstrip(".") + "." + where)
+        message = re.sub(r"\((Did you mean .*\?)\)$", r"\1", error.format_message())
+        complain((message if message.endswith("?") else message.rstrip(".") + ".") + where)
         return 2
     if isinstance(error, click.ClickException):
         complain(error.format_message())

@@ -40,8 +40,14 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg]
         return int(value)
 
 
+class Whole(click.IntRange):
+    """A range of integers whose complaints call what is none of them by a name that people use."""
+
+    name = "whole number"
+
+
 seed_options = group(
-    click.option("-n", "--count", type=click.IntRange(1, 2**32), metavar="N", help="How many images (default 1)."),
+    click.option("-n", "--count", type=Whole(1, 2**32), metavar="N", help="How many images (default 1)."),
     click.option(
         "--seed",
         "seed",
@@ -63,9 +69,7 @@ latent_options = group(
         metavar="PSI",
         help="1: as varied as the photographs, 0: the average (default: the model's own).",
     ),
-    click.option(
-        "--truncation-cutoff", type=click.IntRange(min=0), metavar="K", help="Truncate the first K layers only."
-    ),
+    click.option("--truncation-cutoff", type=Whole(min=0), metavar="K", help="Truncate the first K layers only."),
     click.option(
         "--noise",
         type=click.Choice(["const", "random", "none"]),
@@ -73,9 +77,7 @@ latent_options = group(
         show_default=True,
         help="Fine detail: the model's own, drawn from the seed, or none.",
     ),
-    click.option(
-        "--class", "class_index", type=click.IntRange(min=0), metavar="N", help="Class, for models that have any."
-    ),
+    click.option("--class", "class_index", type=Whole(min=0), metavar="N", help="Class, for models that have any."),
 )
 
 movement_options = group(
@@ -110,10 +112,8 @@ file_options = group(
     click.option(
         "--format", "format", type=click.Choice(["png", "jpg", "webp"]), help="Default png, or what FILE ends with."
     ),
-    click.option(
-        "--quality", type=click.IntRange(1, 100), metavar="Q", help="For jpg and webp; webp at 100 is lossless."
-    ),
-    click.option("--size", type=click.IntRange(1, 16383), metavar="PX", help="Resize to this many pixels."),
+    click.option("--quality", type=Whole(1, 100), metavar="Q", help="For jpg and webp; webp at 100 is lossless."),
+    click.option("--size", type=Whole(1, 16383), metavar="PX", help="Resize to this many pixels."),
     click.option(
         "--name", metavar="TEMPLATE", help="File names from {model}, {seed} and {index} (default {model}-{seed})."
     ),

@@ -13,6 +13,9 @@ from tpdne_cli.errors import OutputError
 from tpdne_cli.files import remove_leftovers
 from tpdne_cli.images import format_for
 
+# Whoever names such a file does not want a directory of that name.
+OTHERS = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".jpe", ".jfif", ".ppm", ".svg", ".pdf"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -24,10 +27,14 @@ class Target:
 
     @classmethod
     def of(cls, out: str, format: str | None) -> Target:
-        if out == "-":
+        if out in ("-", "/dev/stdout"):
             return cls(None, None, format or "png")
         path = Path(out)
         suffix = format_for(path)
+        if suffix is None and path.suffix.lower() in OTHERS and not out.endswith("/") and not path.is_dir():
+            raise click.UsageError(
+                f"{out} ends like an image that tpdne does not write: name a .png, .jpg or .webp file, or a directory"
+            )
         if suffix is None or path.is_dir() or out.endswith("/"):
             return cls(path, None, format or "png")
         if format is not None and format != suffix:
