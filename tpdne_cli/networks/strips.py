@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpdne_cli.networks.winograd import LEAST_CHANNELS, Winograd
+from tpdne_cli.networks.winograd import Winograd
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 
 STRIP_BYTES = 8 << 20  # of a strip of output
+WIDE_BYTES = 16 << 10  # the same for Winograd's algorithm, per channel: its products grow efficient with both
+LEAST_CHANNELS = 64  # for Winograd's algorithm: with 32, moving the data costs more than is saved
 LEAST_SIZE = 16  # below, in pixels, all images of a batch at once are faster than one after the other
 
 
@@ -97,7 +99,7 @@ class WideConv:
         self, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None, out: Tensor
     ) -> None:
         height, width, _ = x.shape  # multiples of four
-        step = strip_rows(out)
+        step = strip_rows(out, WIDE_BYTES * self.out_channels)
         window, strips = Window(step + 2, width, self.in_channels, 1, 1), Strips(x, out, step)
         for top in range(0, height, step):
             strip = out[top : top + step]
@@ -118,7 +120,7 @@ class NarrowConv:
         self, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None, out: Tensor
     ) -> None:
         weight = self.weight * style[:, None, None] * demod[:, None, None, None]
-        step = strip_rows(out)
+        step = strip_rows(out, STRIP_BYTES)
         strips = Strips(x, out, step)
         for top in range(0, len(out), step):
             strip = out[top : top + step]
@@ -151,7 +153,7 @@ class UpConv:
     ) -> None:
         height, width, _ = x.shape
         kernel = (self.taps * demod[:, None, None])[:, None].contiguous(memory_format=torch.channels_last)
-        step = strip_rows(out)
+        step = strip_rows(out, STRIP_BYTES)
         (above, below), (left, right) = (self.reach(axis) for axis in (0, 1))
         cols = left + width + right  # pairs of columns
         window = Window(above + step // 2 + below + 1, width, self.in_channels, left + 1, right)
@@ -194,7 +196,7 @@ def finish(x: Tensor, noise: Tensor | None, top: int, out: Tensor) -> None:
     torch._C._nn.leaky_relu(x, 0.2, out=out)
 
 
-def strip_rows(out: Tensor) -> int:
-    """Rows per strip of an image [H, W, C]: a multiple of four."""
+def strip_rows(out: Tensor, most: int) -> int:
+    """Rows per strip of an image [H, W, C] that take at most so many bytes: a multiple of four."""
     row = out.shape[1] * out.shape[2] * 4  # bytes
-    return min(len(out), max(4, STRIP_BYTES // row // 4 * 4))
+    return min(len(out), max(4, most // row // 4 * 4))
