@@ -169,7 +169,7 @@ def test_skip_existing_tells_another_image_of_the_same_name(cli):
     ("arguments", "code", "sentence"),
     [
         (["--count", "0"], 2, "not in the range"),
-        (["--count", "many"], 2, "not a valid integer"),
+        (["--count", "many"], 2, "not a valid whole number"),
         (["--seed", "-5"], 2, "outside 0..4294967295"),
         (["--seed", ""], 2, "empty"),
         (["--seeds", "1-x"], 2, "not a number or a range"),

@@ -292,7 +292,7 @@ WALK = ["interpolate", "--frames", "4"]
         ([*WALK, "--seeds", "1,2", "-o", "-", "--json"], "both want stdout"),
         (["mix", "--rows", "1", "--cols", "2", "--styles", "rough"], "names no style layers"),
         (["mix", "--rows", "1", "--cols", "2", "--styles", "fine"], "no style layers fine"),
-        (["mix", "--rows", "1", "--cols", "2", "-o", "m.gif"], "does not end with"),
+        (["mix", "--rows", "1", "--cols", "2", "-o", "m.gif"], "tpdne does not write"),
         (["mix", "--rows", "1", "--cols", "2,3", "--single", "-o", "m.png"], "do not fit in the one file"),
         (["mix", "--rows", "1,1", "--cols", "2", "--single"], "given twice"),
         (["vary", "--seed", "1", "--strength", "-1"], "strength -1.0 is outside"),

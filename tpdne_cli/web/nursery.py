@@ -75,6 +75,7 @@ class Nursery:
         self._living: dict[int, Worker] = {}
         self._lock = threading.Lock()
         self._connection, far = Pipe()
+        devices.end_threads()
         self.pid = os.fork()
         if self.pid == 0:
             self._connection.close()
