@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def measure(pid: int, url: str, name: str, own, connections: int, given) -> dict[str, dict[str, float]]:
-    script = FRESH.format(first=time.time() * 10 % 2**31, name=name, format=given.format)
+    script = FRESH.format(first=time.time() * 1000 % 2**31, name=name, format=given.format)
     found = {"network": own("network")}
     before, http = cpu_seconds(*family(pid)), cpu_seconds(pid)
     fresh = found["uncached"] = load(url, connections, given.seconds, script)
