@@ -53,7 +53,7 @@ FILTERS = [
 @torch.inference_mode()
 @pytest.mark.parametrize("strip_bytes", [1, 1 << 16, 8 << 20], ids=["short", "medium", "whole"])
 @pytest.mark.parametrize("taps", FILTERS, ids=str)
-@pytest.mark.parametrize("inputs, outputs", [(12, 8), (128, 96), (16, 16), (64, 64)])
+@pytest.mark.parametrize("inputs, outputs", [(12, 8), (160, 128), (16, 16), (128, 128)])
 def test_a_layer_is_its_formula(monkeypatch, inputs, outputs, taps, strip_bytes):
     monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
     monkeypatch.setattr(strips, "WIDE_BYTES", strip_bytes // outputs)
@@ -78,12 +78,13 @@ def test_a_layer_is_its_formula(monkeypatch, inputs, outputs, taps, strip_bytes)
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "inputs, outputs, size", [(64, 32, 64), (256, 128, 16), (96, 128, 36), (64, 64, 64), (32, 32, 128)]
+    "inputs, outputs, size",
+    [(64, 32, 64), (256, 128, 16), (136, 128, 36), (64, 64, 64), (32, 32, 128), (128, 128, 64), (512, 512, 16)],
 )
 @pytest.mark.parametrize("up", [1, 2])
 def test_bits_do_not_depend_on_the_number_of_threads(inputs, outputs, size, up):
     x, style, demod, bias, noise, weight = case(inputs, outputs, size, up)
-    compute = strips.layer(weight, size, torch.tensor([1.0, 3, 3, 1]) / 8 if up > 1 else None)
+    compute = strips.layer(weight, size * up, torch.tensor([1.0, 3, 3, 1]) / 8 if up > 1 else None)
 
     def run(threads):
         torch.set_num_threads(threads)
@@ -92,7 +93,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(inputs, outputs, size, up):
         return out
 
     alone = run(1)
-    for threads in (2, 3, 4):
+    for threads in (2, 3, 4, 16):
         assert torch.equal(run(threads), alone), f"{type(compute).__name__} rounds differently on {threads} threads"
     torch.set_num_threads(1)
 

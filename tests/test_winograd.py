@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpdne_cli.networks.winograd import Winograd
+from tpdne_cli.networks.winograd import Products, Winograd
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,25 @@ def test_rounding_is_near_that_of_the_direct_sum():
 @torch.inference_mode()
 def test_bits_do_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)
-    convolution = Winograd(torch.randn(160, 192, 3, 3))
-    for size in (8, 36, 70):
-        x = torch.randn(1, 192, size, size).to(memory_format=torch.channels_last)
-        alone = convolution(x, 2)
-        for threads in (2, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(convolution(x, 2), alone), f"{size} px with {threads} threads"
-        torch.set_num_threads(1)
+    for outputs, inputs, sizes in ((160, 192, (8, 36, 70)), (512, 512, (8, 36)), (96, 1024, (6, 20))):
+        convolution = Winograd(torch.randn(outputs, inputs, 3, 3))
+        for size in sizes:
+            x = torch.randn(1, inputs, size, size).to(memory_format=torch.channels_last)
+            alone = convolution(x, 2)
+            for threads in (2, 3, 16):
+                torch.set_num_threads(threads)
+                assert torch.equal(convolution(x, 2), alone), f"{inputs} channels, {size} px with {threads} threads"
+            torch.set_num_threads(1)
+
+
+@torch.inference_mode()
+def test_products_with_and_without_onednn(monkeypatch):
+    torch.manual_seed(0)
+    matrices, x = torch.randn(5, 24, 40), torch.randn(5, 33, 40)
+    expected = x.double() @ matrices.double().mT
+    packed = Products(matrices)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = Products(matrices)
+    assert packed.packed and not plain.packed, "both ways are to be seen here"
+    for products in (packed, plain):
+        torch.testing.assert_close(products(x).double(), expected, rtol=1e-5, atol=1e-4)

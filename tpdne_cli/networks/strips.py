@@ -24,12 +24,12 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 
 STRIP_BYTES = 8 << 20  # of a strip of output
 WIDE_BYTES = 16 << 10  # the same for Winograd's algorithm, per channel: its products grow efficient with both
-LEAST_CHANNELS = 64  # for Winograd's algorithm: with 32, moving the data costs more than is saved
-LEAST_SIZE = 16  # below, in pixels, all images of a batch at once are faster than one after the other
+LEAST_CHANNELS = 128  # for Winograd's algorithm: with 64, moving the data costs what is saved
+LEAST_SIZE = 16  # of the output; below, all images of a batch at once are faster than one after the other
 
 
 def layer(weight: Tensor, size: int, taps: Tensor | None) -> Layer | None:
-    """What computes a layer of kernel `weight` [O, I, 3, 3] on inputs of `size` pixels; taps: its upsampling filter.
+    """What computes a layer of kernel `weight` [O, I, 3, 3] to `size` pixels; taps: its upsampling filter.
 
     The result takes x [H, W, I], style [I], demod and bias [O], noise [H', W'] or None, and fills out [H', W', O],
     which may be x itself where nothing changes in size: the large images of a network need no second one then.

@@ -129,7 +129,10 @@ class SynthesisLayer(ModulatedConv):
 
     def prepare(self) -> None:
         taps = self.resample_filter if self.up > 1 else None
-        self.alone = strips.layer(self.weight.detach(), self.resolution // self.up, taps)
+        self.alone = strips.layer(self.weight.detach(), self.resolution, taps)
+        if self.alone is not None:  # keeps weights of its own
+            self.prepared = (self.weight.detach(), self.weight.detach().square().sum([2, 3]))
+            return
         super().prepare()
         if self.up > 1:  # the transposed convolution wants its inputs first
             assert self.prepared is not None

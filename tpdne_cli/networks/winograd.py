@@ -15,6 +15,7 @@ from torch import Tensor
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 LEAST_CHANNELS = 96  # below, moving the data costs what is saved
+TILES = 256  # about as many at once: a hint for the order of the matrices
 
 
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
@@ -36,21 +37,46 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     return out * (a * b), kernel / b[:, None], data / a[:, None]
 
 
+class Products:
+    """x [P, N, I] -> [P, N, O], one matrix product with a fixed matrix for each of P positions.
+
+    oneDNN's products, which torch has for the linear layers of frozen networks, take half the time of the general ones
+    where a processor has AVX-512 and is not Intel's, and never more; the matrices are brought into its order once.
+    """
+
+    def __init__(self, matrices: Tensor) -> None:  # [P, O, I]
+        self.matrices: Tensor | None = matrices
+        self.packed: list[Tensor] = []
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            self.packed = [torch.ops.mkldnn._reorder_linear_weight(m.contiguous(), TILES) for m in matrices]
+            self.matrices = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Products:
+        return self  # never changes, and torch cannot copy what is packed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.matrices is not None:
+            return torch.bmm(x, self.matrices.mT)
+        linear = torch.ops.mkldnn._linear_pointwise
+        return torch.stack([linear(a, m, None, "none", [], "") for a, m in zip(x, self.packed, strict=True)])
+
+
 class Winograd:
     """Convolution with one kernel [O, I, 3, 3], moved to the transformed domain once (four times the memory)."""
 
     def __init__(self, weight: Tensor) -> None:
         out, kernel, data = transforms()
         o, i = weight.shape[:2]
-        moved = torch.kron(kernel, kernel) @ weight.to(torch.float64).permute(2, 3, 1, 0).reshape(9, -1)
-        self.weight = moved.view(36, i, o).to(torch.float32)
+        moved = torch.kron(kernel, kernel) @ weight.to(torch.float64).permute(2, 3, 0, 1).reshape(9, -1)
+        self.channels = i, o
+        self.mix = Products(moved.view(36, o, i).to(torch.float32))
         self.out, self.data = out.to(torch.float32), data.to(torch.float32)
 
     def __call__(self, x: Tensor, padding: int) -> Tensor:
         """F.conv2d(x, weight, padding=padding) for one image, [1, I, H, W] -> [1, O, H', W'], both channels_last."""
         _, i, height, width = x.shape
         h, w = height + 2 * padding - 2, width + 2 * padding - 2
-        tiles_y, tiles_x, o = -(-h // 4), -(-w // 4), self.weight.shape[2]
+        tiles_y, tiles_x, o = -(-h // 4), -(-w // 4), self.channels[1]
         padded = torch.zeros(4 * tiles_y + 2, 4 * tiles_x + 2, i)
         padded[padding : padding + height, padding : padding + width] = x[0].permute(1, 2, 0)
         result = torch.empty(1, o, 4 * tiles_y, 4 * tiles_x, memory_format=torch.channels_last)
@@ -64,14 +90,14 @@ class Winograd:
 
     def tiles(self, x: Tensor, rows: int, cols: int) -> Tensor:  # [>= 4 * rows + 2, W, I] -> [rows, 4, cols, 4, O]
         y_stride, x_stride, _ = x.stride()
-        i, o = self.weight.shape[1:]
+        i, o = self.channels
         windows = x.as_strided((6, 6, rows, cols, i), (y_stride, x_stride, 4 * y_stride, 4 * x_stride, 1))
         # A product for each column or row of a tile, never one large product: that MKL may sum in another order on
         # two threads than on one.
         windows = windows.reshape(6, 6, -1).transpose(0, 1)  # [x, y, ...]
         windows = torch.bmm(self.data.expand(6, 6, 6), windows).transpose(0, 1)  # along y
         windows = torch.bmm(self.data.expand(6, 6, 6), windows)  # along x
-        mixed = torch.bmm(windows.view(36, rows * cols, i), self.weight)  # [36, rows * cols, O]
+        mixed = self.mix(windows.view(36, rows * cols, i))  # [36, rows * cols, O]
         mixed = torch.bmm(self.out.expand(6, 4, 6), mixed.view(6, 6, -1)).transpose(0, 1)  # along x
         y = torch.bmm(self.out.expand(4, 4, 6), mixed)  # along y: [4 x, 4 y, ...]
         return y.view(4, 4, rows, cols, o).permute(2, 1, 3, 0, 4)
