@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpdne_cli.networks.winograd import Products, Winograd
+from tpdne_cli.networks.winograd import Winograd
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,3 @@ def test_bits_do_not_depend_on_the_number_of_threads():
                 torch.set_num_threads(threads)
                 assert torch.equal(convolution(x, 2), alone), f"{inputs} channels, {size} px with {threads} threads"
             torch.set_num_threads(1)
-
-
-@torch.inference_mode()
-def test_products_with_and_without_onednn(monkeypatch):
-    torch.manual_seed(0)
-    matrices, x = torch.randn(5, 24, 40), torch.randn(5, 33, 40)
-    expected = x.double() @ matrices.double().mT
-    packed = Products(matrices)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    plain = Products(matrices)
-    assert packed.packed and not plain.packed, "both ways are to be seen here"
-    for products in (packed, plain):
-        torch.testing.assert_close(products(x).double(), expected, rtol=1e-5, atol=1e-4)

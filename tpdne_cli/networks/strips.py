@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpdne_cli.networks.packed import Convolution
 from tpdne_cli.networks.winograd import Winograd
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
@@ -39,7 +40,7 @@ def layer(weight: Tensor, size: int, taps: Tensor | None) -> Layer | None:
         return None
     if taps is not None:
         taps = torch.outer(taps, taps) if taps.ndim == 1 else taps
-        return UpConv(weight, taps) if min(taps.shape) > 1 else None
+        return UpConv(weight, taps, size // 2) if min(taps.shape) > 1 else None
     return (WideConv if min(weight.shape[:2]) >= LEAST_CHANNELS else NarrowConv)(weight)
 
 
@@ -126,7 +127,8 @@ class NarrowConv:
             strip = out[top : top + step]
             above = min(top, 1)  # rows; at the edges of the image the convolution's own zeros serve
             with strips.as_it_was(top):
-                y = plain(x[top - above : top + len(strip) + 1], weight, bias, padding=1)
+                rows = x[top - above : top + len(strip) + 1][None].permute(0, 3, 1, 2)
+                y = F.conv2d(rows, weight, bias, padding=1)[0].permute(1, 2, 0)
             finish(y[above : above + len(strip)], noise, top, strip)
 
 
@@ -137,16 +139,13 @@ class UpConv:
     ones the middle one.
     """
 
-    def __init__(self, weight: Tensor, taps: Tensor) -> None:
+    def __init__(self, weight: Tensor, taps: Tensor, size: int) -> None:  # of the input
         self.out_channels, self.in_channels = weight.shape[:2]
-        parities = ([2, 0], [1])  # taps in the order of the samples they meet
-        self.weights = [
-            weight[:, :, rows][:, :, :, columns].contiguous(memory_format=torch.channels_last)
-            for rows in parities
-            for columns in parities
-        ]
         self.taps = taps.flip([0, 1]) * 4
         self.before = [(size + 1) // 2 - 1 for size in taps.shape]  # zeros that the filter reads before the signal
+        parities = ([2, 0], [1])  # taps in the order of the samples they meet
+        around = [size + sum(self.reach(axis)) + 1 for axis in (0, 1)]
+        self.convolutions = [Convolution(weight[:, :, r][:, :, :, c], *around) for r in parities for c in parities]
 
     def __call__(
         self, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None, out: Tensor
@@ -176,17 +175,11 @@ class UpConv:
 
     def spread(self, x: Tensor, out: Tensor) -> None:
         """The transposed convolution: x [h + 1, w + 1, I] -> out [h, 2, w, 2, O]."""
-        both, upright, level, point = self.weights
-        out[:, 0, :, 0] = plain(x, both)
-        out[:, 0, :, 1] = plain(x, upright)[:, 1:]
-        out[:, 1, :, 0] = plain(x[1:], level)
-        out[:, 1, :, 1] = plain(x[1:], point)[:, 1:]
-
-
-def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
-    """Correlation: [H, W, I] -> [H', W', O]."""
-    dilation = 2 if weight.shape[2:] == (1, 1) else 1  # see ops.conv2d
-    return F.conv2d(x[None].permute(0, 3, 1, 2), weight, bias, 1, padding, dilation)[0].permute(1, 2, 0)
+        both, upright, level, point = self.convolutions
+        out[:, 0, :, 0] = both(x)
+        out[:, 0, :, 1] = upright(x)[:, 1:]
+        out[:, 1, :, 0] = level(x[1:])
+        out[:, 1, :, 1] = point(x[1:])[:, 1:]
 
 
 def finish(x: Tensor, noise: Tensor | None, top: int, out: Tensor) -> None:

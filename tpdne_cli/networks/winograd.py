@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpdne_cli.networks.packed import Products
+
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 LEAST_CHANNELS = 96  # below, moving the data costs what is saved
-TILES = 256  # about as many at once: a hint for the order of the matrices
 
 
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
@@ -35,30 +36,6 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     # Any diagonal scaling cancels; rows of equal sums round best.
     a, b = data.abs().sum(1), kernel.abs().sum(1)
     return out * (a * b), kernel / b[:, None], data / a[:, None]
-
-
-class Products:
-    """x [P, N, I] -> [P, N, O], one matrix product with a fixed matrix for each of P positions.
-
-    oneDNN's products, which torch has for the linear layers of frozen networks, take half the time of the general ones
-    where a processor has AVX-512 and is not Intel's, and never more; the matrices are brought into its order once.
-    """
-
-    def __init__(self, matrices: Tensor) -> None:  # [P, O, I]
-        self.matrices: Tensor | None = matrices
-        self.packed: list[Tensor] = []
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            self.packed = [torch.ops.mkldnn._reorder_linear_weight(m.contiguous(), TILES) for m in matrices]
-            self.matrices = None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Products:
-        return self  # never changes, and torch cannot copy what is packed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.matrices is not None:
-            return torch.bmm(x, self.matrices.mT)
-        linear = torch.ops.mkldnn._linear_pointwise
-        return torch.stack([linear(a, m, None, "none", [], "") for a, m in zip(x, self.packed, strict=True)])
 
 
 class Winograd:
