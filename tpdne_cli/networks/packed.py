@@ -8,6 +8,8 @@ same bits as by the usual convolutions, on any number of threads. A torch withou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,11 +33,13 @@ class Packed:
 class Products(Packed):
     """x [P, N, I] -> [P, N, O]: one matrix product with a fixed matrix for each of P positions."""
 
-    def __init__(self, matrices: Tensor) -> None:  # [P, O, I]
-        self.matrices: Tensor | None = None if available() else matrices
+    def __init__(self, matrices: Iterable[Tensor]) -> None:  # P of [O, I]
+        self.matrices: Tensor | None = None
         self.packed: list[Tensor] = []
-        if self.matrices is None:
+        if available():
             self.packed = [torch.ops.mkldnn._reorder_linear_weight(m.contiguous(), ROWS) for m in matrices]
+        else:
+            self.matrices = torch.stack(list(matrices))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.matrices is not None:

@@ -23,7 +23,7 @@ from tpdne_cli.networks.winograd import Winograd
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 
-STRIP_BYTES = 8 << 20  # of a strip of output
+STRIP_BYTES = 4 << 20  # of a strip of output
 WIDE_BYTES = 16 << 10  # the same for Winograd's algorithm, per channel: its products grow efficient with both
 LEAST_CHANNELS = 128  # for Winograd's algorithm: with 64, moving the data costs what is saved
 LEAST_SIZE = 16  # of the output; below, all images of a batch at once are faster than one after the other

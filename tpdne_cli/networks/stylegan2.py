@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NOISE_MODES = ("const", "random", "none")
 Noise = str | Callable[[int, int], Tensor]  # a mode, or a source of noise images [N, 1, height, width] in layer order
 UNUSED_FILTER = (1, 3, 3, 1)
+ONE_BY_ONE = 64  # pixels: below, a layer's weights are more than an image, and all images of a batch meet them in turn
 
 
 def resolutions(top: int) -> list[int]:
@@ -310,8 +311,8 @@ class SynthesisNetwork(nn.Module):
         alone = self.dtype == torch.float32 and strips.suits(ws) and any(layer.alone for layer in layers)
         if len(ws) == 1 or not alone:
             _, img = self.blocks(levels, None, None, ws, noises)
-        else:  # where images are computed one by one, one at a time goes through all that follows: memory for one
-            low, high = ([r for r in levels if (r >= strips.LEAST_SIZE) == late] for late in (False, True))
+        else:  # from some size on one image at a time goes through all that follows: memory for one
+            low, high = ([r for r in levels if (r >= ONE_BY_ONE) == late] for late in (False, True))
             x, img = self.blocks(low, None, None, ws, noises)
             rows = []
             for i in range(len(ws)):

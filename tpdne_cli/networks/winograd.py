@@ -44,9 +44,10 @@ class Winograd:
     def __init__(self, weight: Tensor) -> None:
         out, kernel, data = transforms()
         o, i = weight.shape[:2]
-        moved = torch.kron(kernel, kernel) @ weight.to(torch.float64).permute(2, 3, 0, 1).reshape(9, -1)
+        taps = weight.to(torch.float64).permute(2, 3, 0, 1).reshape(9, -1)
         self.channels = i, o
-        self.mix = Products(moved.view(36, o, i).to(torch.float32))
+        # One after the other: all at once, in double precision, they would be the most memory that a network takes.
+        self.mix = Products((row @ taps).view(o, i).to(torch.float32) for row in torch.kron(kernel, kernel))
         self.out, self.data = out.to(torch.float32), data.to(torch.float32)
 
     def __call__(self, x: Tensor, padding: int) -> Tensor:
