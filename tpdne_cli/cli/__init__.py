@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -66,7 +68,22 @@ def app() -> None:
 
 def main() -> NoReturn:
     """Entry point: runs a command and turns whatever goes wrong into one sentence and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "torch" in sys.modules:
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as it is: Python takes 0.4 s to take torch apart first, as long as sixty faces.
+
+    What was registered to be done at the end is done.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads any more
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ same bits as by the usual convolutions, on any number of threads. A torch withou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -17,10 +18,38 @@ from torch import Tensor
 ROWS = 256  # of a product, about: a hint for the order of its matrix
 
 
+@functools.cache
 def available() -> bool:
-    """Whether torch was built with oneDNN."""
-    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return found
+    """Whether this torch was built with oneDNN and has these operations, which it may change: they are not public."""
+    try:
+        _linear(torch.ones(1, 1), _pack_linear(torch.ones(1, 1)))
+        _convolution(torch.ones(1, 1, 1, 1), _pack_convolution(torch.ones(1, 1, 1, 1), [1, 1, 1, 1], 1), 1)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _pack_linear(matrix: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), ROWS)
+    return packed
+
+
+def _linear(x: Tensor, packed: Tensor) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return y
+
+
+def _pack_convolution(weight: Tensor, size: list[int], dilation: int) -> Tensor:
+    opaque = weight.contiguous(memory_format=torch.channels_last).to_mkldnn()
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+        opaque, [0, 0], [1, 1], [dilation, dilation], 1, size
+    )
+
+
+def _convolution(x: Tensor, packed: Tensor, dilation: int) -> Tensor:
+    run = torch.ops.mkldnn._convolution_pointwise
+    y: Tensor = run(x, packed, None, (0, 0), (1, 1), (dilation, dilation), 1, "none", [], "")
+    return y
 
 
 class Packed:
@@ -37,15 +66,14 @@ class Products(Packed):
         self.matrices: Tensor | None = None
         self.packed: list[Tensor] = []
         if available():
-            self.packed = [torch.ops.mkldnn._reorder_linear_weight(m.contiguous(), ROWS) for m in matrices]
+            self.packed = [_pack_linear(m) for m in matrices]
         else:
             self.matrices = torch.stack(list(matrices))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.matrices is not None:
             return torch.bmm(x, self.matrices.mT)
-        linear = torch.ops.mkldnn._linear_pointwise
-        return torch.stack([linear(a, m, None, "none", [], "") for a, m in zip(x, self.packed, strict=True)])
+        return torch.stack([_linear(rows, m) for rows, m in zip(x, self.packed, strict=True)])
 
 
 class Convolution(Packed):
@@ -53,21 +81,17 @@ class Convolution(Packed):
 
     def __init__(self, weight: Tensor, height: int, width: int) -> None:
         """height, width: of most inputs: a hint for the order of the weights."""
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.dilation = 2 if weight.shape[2:] == (1, 1) else 1  # see ops.conv2d
         self.packed = available()
         if self.packed:
-            size, dilation = [1, weight.shape[1], height, width], [self.dilation, self.dilation]
-            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-                self.weight.to_mkldnn(), [0, 0], [1, 1], dilation, 1, size
-            )
+            self.weight = _pack_convolution(weight, [1, weight.shape[1], height, width], self.dilation)
+        else:
+            self.weight = weight.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x[None].permute(0, 3, 1, 2)
         if self.packed:
-            dilation = (self.dilation, self.dilation)
-            run = torch.ops.mkldnn._convolution_pointwise
-            y: Tensor = run(x, self.weight, None, (0, 0), (1, 1), dilation, 1, "none", [], "")
+            y = _convolution(x, self.weight, self.dilation)
         else:
             y = F.conv2d(x, self.weight, dilation=self.dilation)
         return y[0].permute(1, 2, 0)
