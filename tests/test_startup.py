@@ -1,4 +1,4 @@
-"""What a command pays before it works: counted in imports, which do not depend on how busy the machine is."""
+"""What a command pays before it works, counted in imports, which no busy machine can change; and afterwards."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def test_imports(what, tiny_model):
     script = f"{code.format(model=str(tiny_model))}\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not forbidden & set(done.stdout.split()), f"{what} imports what it does not need"
+
+
+def test_the_end_is_quick_and_leaves_nothing_out():
+    script = (
+        "import atexit, sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"
+        "class Slow:\n    def __del__(self): print('taken apart')\n"
+        "sys.modules['torch'].part = Slow(); atexit.register(print, 'registered')\n"
+        "sys.argv = ['tpdne', 'faces', '--count', '0']; print('unflushed', end=' ')\n"
+        "from tpdne_cli.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "unflushed registered\n"), done.stderr
