@@ -14,3 +14,10 @@ for model in faces cats; do
     tpdne interpolate --model "$model" --seeds 1,5,7,12 --loop --frames 96 --fps 24 --quality 75 -o "walk-$model.webp" --force --quiet
 done
 tpdne mix --rows 1,2,3 --cols 10-14 --quality 80 -o mix.webp --force --quiet
+python - <<'PY'
+import tpdne_cli as tpdne
+
+seeds = [1, 3, 5, 8, 12, 13, 19, 24]
+family = [image for name in ("faces", "cats") for image in tpdne.sample(tpdne.load(name), seeds)]
+tpdne.save_sheet(family, "cousins.webp", grid=(8, 2))
+PY
