@@ -105,12 +105,15 @@ class ModulatedConv(nn.Module):
         self.bias = nn.Parameter(constant(out_channels))
         self.prepared: tuple[Tensor, Tensor] | None = None  # weight as the convolution likes it, sums of its squares
 
+    def squares(self) -> Tensor:  # of the weight, summed over the kernel: [O, I]
+        return self.weight.square().sum([2, 3])
+
     def prepare(self) -> None:
-        w = self.weight.detach()
-        self.prepared = (w.contiguous(memory_format=torch.channels_last), w.square().sum([2, 3]))
+        weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.prepared = (weight, self.squares().detach())
 
     def weight_and_squares(self) -> tuple[Tensor, Tensor]:
-        return self.prepared or (self.weight, self.weight.square().sum([2, 3]))  # [O, I, k, k], [O, I]
+        return self.prepared or (self.weight, self.squares())  # [O, I, k, k], [O, I]
 
 
 class SynthesisLayer(ModulatedConv):
@@ -132,7 +135,7 @@ class SynthesisLayer(ModulatedConv):
         taps = self.resample_filter if self.up > 1 else None
         self.alone = strips.layer(self.weight.detach(), self.resolution, taps)
         if self.alone is not None:  # keeps weights of its own
-            self.prepared = (self.weight.detach(), self.weight.detach().square().sum([2, 3]))
+            self.prepared = (self.weight.detach(), self.squares().detach())
             return
         super().prepare()
         if self.up > 1:  # the transposed convolution wants its inputs first
