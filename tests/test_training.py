@@ -398,6 +398,31 @@ def test_transfer_begins_with_the_other_generators_weights(tmp_path: Path, pictu
         Run(dataclasses.replace(second, schedule="8:4,16"), None)
 
 
+def test_frozen_blocks_of_the_critic_stay_and_the_rest_learns(tmp_path: Path, pictures: Path) -> None:
+    train(tiny(pictures, tmp_path / "first", schedule="8"))  # blocks b8 and b4
+    path, _ = export(tmp_path / "first", tmp_path / "first.safetensors")
+    before = checkpoint.load(tmp_path / "first")["discriminator"]
+    config = tiny(pictures, tmp_path / "second", from_model=str(path), freeze_critic=1, schedule="8:8,16", images=16)
+    train(config)
+    state = checkpoint.load(tmp_path / "second")
+    assert state["counters"]["stage"] == 1
+    for name, tensor in state["discriminator"].items():
+        if name in before and "weight" in name:
+            assert torch.equal(before[name].half().float(), tensor) == name.startswith("b8."), name
+    resumed = Run(config, state).nets.discriminator
+    assert {name for name, p in resumed.named_parameters() if not p.requires_grad} == {
+        f"b8.{name}" for name in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
+    }
+    assert state["d_optimizer"]["state"].keys() == {i for i, p in enumerate(resumed.parameters()) if p.requires_grad}
+
+
+def test_freezing_needs_something_to_freeze(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(TrainingError, match="needs a model"):
+        tiny(pictures, tmp_path, freeze_critic=1)
+    with pytest.raises(TrainingError, match="has 2 blocks"):
+        tiny(pictures, tmp_path, schedule="16", from_model="any.safetensors", freeze_critic=3)
+
+
 def test_the_average_follows_the_generator(tmp_path: Path, pictures: Path) -> None:
     run = Run(tiny(pictures, tmp_path, ema_images=4, ema_rampup=1e9), None)
     before = run.nets.ema.synthesis.b4.const.clone()

@@ -30,6 +30,8 @@ what_options = group(
     click.option("--schedule", metavar="STAGES", help="Growth by hand: 32:60k,64:150k,128."),
     click.option("--from", "from_model", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
                  help="Begin with another generator's weights: for few pictures."),
+    click.option("--freeze-critic", type=click.IntRange(0), metavar="N",
+                 help="With --from: its critic's N blocks next to the image learn no more."),
     click.option("--augment", type=click.Choice(["none", "diffaugment", "ada"]),
                  help="Against learning the pictures by heart (default diffaugment)."),
     click.option("--augment-strength", type=click.FloatRange(0, 1), metavar="X", help="Of diffaugment (default 1)."),
@@ -41,6 +43,8 @@ how_options = group(
                  help="Width of the networks (default 4096, on a GPU 8192)."),
     click.option("--learning-rate", type=float, metavar="X", help="Of Adam (default 0.0025)."),
     click.option("--gamma", type=float, metavar="X", help="Weight of R1 (default 0.0002 * PX^2 / batch)."),
+    click.option("--ema-images", type=click.IntRange(1), metavar="N",
+                 help="Half life of the generator's average (default 10000); 3000 after --from on few pictures."),
     click.option("--seed", type=int, metavar="N", help="Of everything random (default 0)."),
 )  # fmt: skip
 run_options = group(

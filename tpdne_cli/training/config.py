@@ -23,6 +23,7 @@ class TrainConfig:
     images: photographs shown in all; gamma: weight of R1 (None: 0.0002 * resolution^2 / batch).
     ema_images: half life of the generator's moving average, shorter at first (ema_rampup of the images seen).
     from_model: a generator file to start from, with its critic where there is one.
+    freeze_critic: how many of that critic's blocks, from the image on, learn no more.
     """
 
     data: str
@@ -48,6 +49,7 @@ class TrainConfig:
     ada_images: int = 500_000
     critic_head_start: int = 500
     from_model: str | None = None
+    freeze_critic: int = 0
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
@@ -57,10 +59,19 @@ class TrainConfig:
     log_every: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "r1_every", "log_every", "z_dim", "w_dim", "mapping_layers"):
+        for name in ("images", "batch", "r1_every", "log_every", "z_dim", "w_dim", "mapping_layers", "ema_images"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, and must be at least 1.")
-        parse_schedule(self.schedule)
+        blocks = parse_schedule(self.schedule)[0].resolution.bit_length() - 3
+        if self.freeze_critic and self.from_model is None:
+            raise TrainingError("freeze_critic keeps what another critic has learned: it needs a model to begin with.")
+        if not 0 <= self.freeze_critic <= blocks:
+            raise TrainingError(f"freeze_critic is {self.freeze_critic}, and the critic has {blocks} blocks.")
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the critic's blocks that learn no more: b128, b64, ..."""
+        return [f"b{parse_schedule(self.schedule)[0].resolution >> i}" for i in range(self.freeze_critic)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in a checkpoint."""

@@ -209,12 +209,18 @@ class Run:
         self._note("r1", penalty)
 
     def _step_generator(self, fakes: torch.Tensor) -> None:
-        self.nets.discriminator.requires_grad_(False)
+        self._let_critic_learn(False)
         loss = losses.generator_loss(self._critic(self.augment(fakes)))
         loss.backward()  # type: ignore[no-untyped-call]
-        self.nets.discriminator.requires_grad_(True)
+        self._let_critic_learn(True)
         self._apply(self.g_optimizer)
         self._note("generator_loss", loss)
+
+    def _let_critic_learn(self, learns: bool) -> None:
+        """Whether its tensors get gradients; those of frozen blocks never do (Mo et al. 2020, arXiv 2002.10964)."""
+        critic = self.nets.discriminator.requires_grad_(learns)
+        for name in self.config.frozen:
+            critic.get_submodule(name).requires_grad_(False)
 
     def _step_average(self) -> None:
         seen = self.counters.before + self.counters.images
@@ -238,6 +244,7 @@ class Run:
         for half in (nets.generator.synthesis, nets.ema.synthesis, nets.discriminator):
             half.set_precision(self.dtype)
         self.nets = nets
+        self._let_critic_learn(True)
         lr, lazy = self.config.learning_rate, self.config.r1_every / (self.config.r1_every + 1)
         fused = self.device.type in ("cpu", "cuda")
         self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
