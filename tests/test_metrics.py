@@ -235,6 +235,7 @@ def test_the_whole_evaluation(tmp_path, monkeypatch, capsys):
     """A random generator against squares: every number is there, and every sheet."""
     from test_critic import write_pair
 
+    monkeypatch.setenv("TPDNE_HOME", str(tmp_path / "home"))
     data = labelled_zip(tmp_path / "faces.zip", count=80)
     features.save(features.FeatureNet().eval(), tmp_path / "features.safetensors", {"age": 0.5})
     options = ["--data", data, "--features", tmp_path / "features.safetensors", "--sheets", tmp_path / "sheets"]
@@ -246,6 +247,7 @@ def test_the_whole_evaluation(tmp_path, monkeypatch, capsys):
         assert set(report["truncation"]["1"]["critic"]) == {"quantiles", "lowest", "highest"}
         ages = report["photographs"]["balance"]
         assert sum(share for group, share in ages.items() if group != "women") == pytest.approx(1, abs=1e-3)
+    assert [p.suffix for p in (tmp_path / "home" / "cache").glob("features-*")] == [".npy"]
     names = ["critic-highest", "critic-lowest", "pairs", "samples"]
     assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == [
         f"{n}-{p}.png" for n in names for p in ("0.7", "1")

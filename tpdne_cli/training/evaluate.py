@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tpdne_cli import critic, models
+from tpdne_cli import critic, models, store
 from tpdne_cli.errors import TpdneError
 from tpdne_cli.files import write_atomic
 from tpdne_cli.sampler import Sampler, Settings
@@ -255,7 +255,7 @@ def _report(given: argparse.Namespace) -> dict[str, Any]:
     python = _with_mediapipe(given.detector)
     network, accuracies = features.load(given.features)
     stamp = f"{models.file_sha256(given.features)} {given.data.name} {given.data.stat().st_size}"
-    cache = given.features.with_name(f"features-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.npy")
+    cache = store.make_cache_dir() / f"features-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.npy"
     photographs = Photographs(given.data, network, cache)
     model = models.load(given.model)
     if given.sheets is not None:
