@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import struct
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tpdne_cli import models
+from tpdne_cli.checkpoints.safetensors import read_header, read_tensors, write
 from tpdne_cli.critic import Critic, Judged, Selection, candidates, path_of, quantiles
 from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
 from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
 from tpdne_cli.networks.stylegan2 import Config, Generator
-from tpdne_cli.sampler import Sampler, sample
+from tpdne_cli.sampler import Sampler, Settings, sample
 from tpdne_cli.training.calibrate import calibrate
 
 SHAPE = {"resolution": 32, "channel_base": 256, "channel_max": 32}
@@ -65,8 +66,6 @@ def judged(model, calibrated):
 
 def test_a_score_is_the_discriminators_own_of_the_image_alone(model, samples, scores):
     """Against the network as its paper has it, called with one image at a time."""
-    from safetensors.torch import load_file
-
     network = Discriminator(DiscriminatorConfig(**SHAPE)).eval()
     network.load_state_dict(load_file(path_of(model)))
     with torch.inference_mode():
@@ -92,21 +91,99 @@ def test_a_percentile_counts_the_images_that_score_less(calibrated, scores):
     assert calibrated.percentile(scores.max() + 9) == 100
 
 
-def test_calibrating_writes_the_quantiles_and_nothing_else(tmp_path):
-    generator = write_pair(tmp_path, meta={"images_seen": 5})
-    critic = tmp_path / "tiny-critic.safetensors"
-    before = critic.read_bytes()
-    assert calibrate(generator, images=30) == critic
-    model = models.load(generator)
-    known = Critic.load(model)
-    expected = known.score(np.stack([s.pixels for s in sample(model, range(30))]))
-    assert known.quantiles == pytest.approx(np.percentile(expected, range(101)), rel=1e-4)
-    after = critic.read_bytes()
-    assert after[8 + struct.unpack("<Q", after[:8])[0] :] == before[8 + struct.unpack("<Q", before[:8])[0] :]
-    header = json.loads(
-        json.loads(after[8:].split(b"\n")[0][: struct.unpack("<Q", after[:8])[0]])["__metadata__"]["tpdne"]
-    )
-    assert (header["images_seen"], header["quantiles_of"]) == (5, 30)
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory):
+    """A generator whose critic was calibrated on sixty images."""
+    generator = write_pair(tmp_path_factory.mktemp("settled"), meta={"images_seen": 5})
+    before = load_file(generator.with_name("tiny-critic.safetensors"))
+    assert calibrate(generator, images=60) == generator.with_name("tiny-critic.safetensors")
+    return models.load(generator), before
+
+
+def test_calibrating_leaves_the_network_as_it_is(settled):
+    model, before = settled
+    after = load_file(path_of(model))
+    assert {name for name in after if name not in before} == {"typical.mean", "typical.whitening"}
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    header = read_header(path_of(model))
+    assert (header.meta["images_seen"], header.meta["quantiles_of"]) == (5, 60)
+    assert sorted(header.meta["quantiles_at"]) == ["0.5", "0.7", "0.85", "1"]
+
+
+def test_the_score_is_the_distance_from_what_is_typical(settled):
+    """In standard deviations, against the formula in double precision on what a hook sees of the network."""
+    model, before = settled
+    network = Discriminator(DiscriminatorConfig(**SHAPE)).eval()
+    network.load_state_dict(before)
+    seen = []
+    network.b16.register_forward_hook(lambda module, given, out: seen.append(out[0].mean((2, 3)).double().numpy()[0]))
+    pixels = np.stack([s.pixels for s in sample(model, range(60))])
+    with torch.inference_mode():
+        for picture in pixels:
+            network(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    features = np.array(seen)
+    covariance = np.cov(features.T)
+    covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    away = features - features.mean(0)
+    expected = -np.sqrt((away * np.linalg.solve(covariance, away.T).T).sum(1))
+    critic = Critic.load(model)
+    assert critic.score(pixels) == pytest.approx(expected, rel=1e-3)
+    assert critic.quantiles == pytest.approx(np.percentile(expected, range(101)), rel=1e-3)
+    for size in (1, 7):
+        parts = [critic.score(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        assert np.concatenate(parts).tobytes() == critic.score(pixels).tobytes(), f"in groups of {size}"
+
+
+def test_what_the_generator_would_never_draw_is_not_typical(settled):
+    critic = Critic.load(settled[0])
+    noise = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    assert critic.score(noise).max() < critic.quantiles[0]
+
+
+@pytest.mark.parametrize("psi", [0.5, 0.7, 0.8, 1.0])
+def test_a_percentile_is_among_images_of_the_same_truncation(settled, psi):
+    """Images vary more at a higher truncation, and are less typical of its own: three in ten fail, too."""
+    model, _ = settled
+    judged = list(Judged(Sampler(model, Settings(truncation=psi)), Critic.load(model))(range(60)))
+    assert np.mean([s.recipe["realism"] > 30 for s in judged]) == pytest.approx(0.7, abs=0.02)
+
+
+def test_between_two_known_truncations_scores_are_interpolated(settled):
+    critic = Critic.load(settled[0])
+    between = {s: critic.percentile(s, 0.925) for s in (critic.at[0.85] + critic.at[1.0])[[10, 50, 90]] / 2}
+    assert list(between.values()) == pytest.approx([10, 50, 90])
+    for psi, beyond in ((0.5, 0.2), (1.0, 1.7)):
+        score = float(critic.at[psi][40])
+        assert critic.percentile(score, beyond) == critic.percentile(score, psi) == pytest.approx(40)
+
+
+def test_a_calibrated_critic_goes_on_learning(settled):
+    from tpdne_cli.training import growth
+
+    model, before = settled
+    critic = growth.from_file(model.path, 32).discriminator
+    for name, tensor in critic.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(
+    "typical",
+    [
+        {"mean": np.zeros(3), "whitening": np.eye(3)},
+        {"mean": np.zeros(32)},
+        {"mean": np.zeros(32), "whitening": np.full((32, 32), np.nan)},
+        {"mean": np.zeros(32), "whitening": np.eye(32), "more": np.zeros(1)},
+    ],
+    ids=["another size", "half", "no numbers", "more"],
+)
+def test_damaged_notes_on_what_is_typical(tmp_path, typical):
+    model = models.load(write_pair(tmp_path))
+    header, tensors = read_header(path_of(model)), read_tensors(path_of(model))
+    tensors |= {f"typical.{name}": values.astype(np.float32) for name, values in typical.items()}
+    write(path_of(model), header.arch, header.config, tensors, header.meta)
+    with pytest.raises(CheckpointError, match="damaged: what it says of typical images"):
+        Critic.load(model)
 
 
 def test_judging_adds_the_percentile_and_changes_nothing_else(judged, samples, scores, calibrated):
@@ -224,6 +301,13 @@ def test_another_models_critic(tmp_path, shape, sentence):
 )
 def test_quantiles_that_are_none(tmp_path, values):
     generator = write_pair(tmp_path, meta={"quantiles": values})
+    with pytest.raises(CheckpointError, match="quantiles are not 101 rising numbers"):
+        Critic.load(models.load(generator))
+
+
+@pytest.mark.parametrize("at", [{"half": [0.0] * 101}, {"1": [0.0] * 7}, [0.0], {"1": None}], ids=str)
+def test_quantiles_at_other_truncations_that_are_none(tmp_path, at):
+    generator = write_pair(tmp_path, meta={"quantiles": [0.0] * 101, "quantiles_at": at})
     with pytest.raises(CheckpointError, match="quantiles are not 101 rising numbers"):
         Critic.load(models.load(generator))
 

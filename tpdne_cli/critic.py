@@ -3,12 +3,17 @@
 A critic is the discriminator of a training run, beside its generator as NAME-critic.safetensors. Its raw scores mean
 nothing by themselves; the file's header holds their quantiles over the generator's own images, so that an image's
 realism is a percentile: 30 says that it looks more real than 30 of 100 of its siblings.
+
+Asked whether an image is a photograph, a critic answers by the traits that its generator had last learned to hide, and
+hardly tells a broken face from a sound one. But it sees what it does not say: an image whose features lie far from
+those that the generator's images usually have is mostly one that a person finds broken. So that distance is the score,
+where calibration has stored what is usual (Typical), and else the critic's own answer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -25,9 +30,11 @@ if TYPE_CHECKING:
     import torch
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
+Quantiles = np.ndarray[Any, np.dtype[np.float64]]
 
 PERCENTILES = 101  # quantiles in a critic's header, of 0, 1, ..., 100 %
 PATIENCE = 1000  # images tried before a selection may give up
+RIDGE = 1e-3  # share of the mean variance that is added to each, so that none is too small to divide by
 HOPELESS = 50  # it does when fewer than one in so many of those that should pass do
 
 
@@ -36,13 +43,49 @@ def path_of(model: Model) -> Path:
     return model.path.with_name(f"{model.path.stem}{CRITIC_SUFFIX}{model.path.suffix}")
 
 
+@dataclass(frozen=True)
+class Typical:
+    """What images of a generator usually look like to its critic: a normal distribution of Discriminator.features.
+
+    mean: [F]; whitening: [F, F], the inverse root of the covariance.
+    """
+
+    mean: torch.Tensor
+    whitening: torch.Tensor
+
+    @classmethod
+    def of(cls, features: Scores) -> Typical:
+        """Of the features [N, F] of a generator's images."""
+        import torch
+
+        values = features.astype(np.float64)
+        covariance = np.cov(values.T)
+        variances, axes = np.linalg.eigh(covariance)
+        variances = variances.clip(0) + RIDGE * covariance.trace() / len(covariance) + np.finfo(np.float32).tiny
+        whitening = (axes / np.sqrt(variances)) @ axes.T
+        return cls(torch.from_numpy(values.mean(0)).float(), torch.from_numpy(whitening).float())
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Minus the distance from the mean in standard deviations (Mahalanobis 1936): [N, F] -> [N]."""
+        from tpdne_cli.networks.ops import linear
+
+        away = linear(features - self.mean.to(features.device), self.whitening.to(features.device))
+        return -away.square().sum(1).sqrt()
+
+
 @dataclass
 class Critic:
-    """A generator's critic, ready to use. quantiles: scores [101], or None where the file knows none."""
+    """A generator's critic, ready to use.
+
+    quantiles: scores [101] at the model's own truncation, or None where the file knows none; at: the same at others.
+    """
 
     path: Path
     network: Any  # [N, C, R, R] in [-1, 1] -> logits [N, 1]
-    quantiles: np.ndarray[Any, np.dtype[np.float64]] | None
+    quantiles: Quantiles | None
+    typical: Typical | None = None
+    truncation: float = 1.0
+    at: Mapping[float, Quantiles] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, model: Model, device: str = "cpu") -> Critic:
@@ -60,12 +103,16 @@ class Critic:
         if header.arch not in safetensors.CRITICS:
             raise CheckpointError(f"{path} holds a {header.arch!r} network, not a critic.")
         network = models.blueprint(header.arch, header.config, str(path))
-        models.check_shapes(network, header.shapes, str(path))
+        own, beside = _apart(header.shapes)
+        models.check_shapes(network, own, str(path))
         _check_kinship(network.config, model, path)
-        network = models.build(header.arch, header.config, safetensors.read_tensors(path), str(path))
+        tensors, usual = _apart(safetensors.read_tensors(path))
+        network = models.build(header.arch, header.config, tensors, str(path))
         # Trained on groups of images, it looks at their variety; alone, an image's score depends on itself only.
         network.get_submodule("b4").group = 1  # type: ignore[assignment]
-        return cls(path, network.to(devices.choose(device)), _quantiles(header.meta, path))
+        typical = _typical(usual, beside, network.config, path)
+        quantiles, at = _quantiles(header.meta, path)
+        return cls(path, network.to(devices.choose(device)), quantiles, typical, model.truncation, at)
 
     def score(self, pixels: Pixels, class_index: int | None = None) -> Scores:
         """Scores [N], higher for what looks more real, of uint8 [N, H, W, C].
@@ -87,22 +134,38 @@ class Critic:
         """Scores [N] of float images [N, C, R, R] in [-1, 1]."""
         import torch
 
-        c = None
-        if self.network.config.c_dim:
-            c = torch.zeros(len(images), self.network.config.c_dim, device=images.device)
-            c[:, class_index or 0] = 1
         with torch.inference_mode():
-            logits: Scores = self.network(images, c)[:, 0].float().cpu().numpy()
-        return logits
+            if self.typical is not None:
+                scores = self.typical.scores(self.network.features(images))
+            else:
+                scores = self.network(images, self._classes(images, class_index))[:, 0]
+            values: Scores = scores.float().cpu().numpy()
+        return values
 
-    def percentile(self, score: float) -> float:
-        """Of 100 images of this generator at its own truncation, how many score less. Raises CheckpointError."""
+    def _classes(self, images: torch.Tensor, class_index: int | None) -> torch.Tensor | None:
+        import torch
+
+        if not self.network.config.c_dim:
+            return None
+        c = torch.zeros(len(images), self.network.config.c_dim, device=images.device)
+        c[:, class_index or 0] = 1
+        return c
+
+    def percentile(self, score: float, truncation: float | None = None) -> float:
+        """Of 100 images of this generator at that truncation (None: its own), how many score less.
+
+        Raises CheckpointError where the file holds no quantiles.
+        """
         if self.quantiles is None:
             raise CheckpointError(
                 f"{self.path} does not know the scores of its generator's images: "
                 "python -m tpdne_cli.training.calibrate finds them out."
             )
-        return float(np.interp(score, self.quantiles, np.linspace(0, 100, PERCENTILES)))
+        curves = sorted({**self.at, self.truncation: self.quantiles}.items())
+        psi = self.truncation if truncation is None else truncation
+        known = [at for at, _ in curves]
+        curve = [np.interp(psi, known, values) for values in zip(*(values for _, values in curves), strict=True)]
+        return float(np.interp(score, curve, np.linspace(0, 100, PERCENTILES)))
 
 
 def _check_kinship(config: Any, model: Model, path: Path) -> None:
@@ -114,16 +177,43 @@ def _check_kinship(config: Any, model: Model, path: Path) -> None:
             )
 
 
-def _quantiles(meta: dict[str, Any], path: Path) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    if "quantiles" not in meta:
+def _apart(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A critic's file: what is the network's, and what its generator's images usually look like to it."""
+    from tpdne_cli.checkpoints.safetensors import TYPICAL
+
+    network = {name: value for name, value in tensors.items() if not name.startswith(TYPICAL)}
+    return network, {name.removeprefix(TYPICAL): value for name, value in tensors.items() if name not in network}
+
+
+def _typical(tensors: dict[str, Any], shapes: dict[str, Any], config: Any, path: Path) -> Typical | None:
+    import torch
+
+    if not tensors:
         return None
+    size = config.features
+    good = shapes == {"mean": (size,), "whitening": (size, size)}
+    if not good or not all(np.isfinite(values).all() for values in tensors.values()):
+        raise CheckpointError(f"{path} is damaged: what it says of typical images does not fit its {size} features.")
+    return Typical(**{name: torch.from_numpy(values.astype(np.float32)) for name, values in tensors.items()})
+
+
+def _quantiles(meta: dict[str, Any], path: Path) -> tuple[Quantiles | None, dict[float, Quantiles]]:
+    """Those of the model's own truncation, and of others."""
+    if "quantiles" not in meta:
+        return None, {}
+    others = meta.get("quantiles_at", {})
     try:
-        values = np.asarray(meta["quantiles"], dtype=np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (PERCENTILES,) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
-        raise CheckpointError(f"{path} is damaged: its quantiles are not {PERCENTILES} rising numbers.")
-    return values
+        at = {float(psi): _rising(values) for psi, values in others.items()}
+        return _rising(meta["quantiles"]), at
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is damaged: its quantiles are not {PERCENTILES} rising numbers.") from None
+
+
+def _rising(values: Any) -> Quantiles:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.shape != (PERCENTILES,) or not np.isfinite(numbers).all() or (np.diff(numbers) < 0).any():
+        raise ValueError(values)
+    return numbers
 
 
 def quantiles(scores: Iterable[float]) -> list[float]:
@@ -150,6 +240,7 @@ class Judged:
 
     def __init__(self, sampler: Sampler, critic: Critic) -> None:
         critic.percentile(0)
+        self.truncation = sampler.settings.truncation
         self.sampler, self.critic = sampler, critic
         self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
 
@@ -160,7 +251,7 @@ class Judged:
             pixels = np.stack([sample.pixels for sample in batch])
             scores = self.critic.score(pixels, self.sampler.settings.class_index)
             for sample, score in zip(batch, scores, strict=True):
-                realism = round(self.critic.percentile(score), 2)
+                realism = round(self.critic.percentile(score, self.truncation), 2)
                 yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": realism})
 
 

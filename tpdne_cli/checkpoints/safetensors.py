@@ -24,6 +24,7 @@ VERSION = 1
 MAX_HEADER = 2**20  # bytes; a 1024 px generator needs 30 thousand, and the library may take 20 times as much memory
 DTYPES = ("F16", "F32")
 CRITICS = ("stylegan2-discriminator",)  # arch of files that hold a critic alone
+TYPICAL = "typical."  # begins the names of a critic's tensors that are not its network's: see Typical in critic.py
 
 Array = np.ndarray[Any, Any]
 
@@ -117,7 +118,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     header = read_header(path)
     tensors = read_tensors(path)
     if header.arch in CRITICS:
-        return Checkpoint("stylegan2", {}, {}, header.config, tensors, header.meta)
+        network = {name: tensor for name, tensor in tensors.items() if not name.startswith(TYPICAL)}
+        return Checkpoint("stylegan2", {}, {}, header.config, network, header.meta)
     return Checkpoint(header.arch, header.config, tensors, meta=header.meta)
 
 

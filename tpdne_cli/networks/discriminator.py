@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tpdne_cli.networks.ops import FullyConnected, MappingNetwork, downsample2d, setup_filter
 from tpdne_cli.networks.stylegan2 import Channels, Conv2dLayer, resolutions
+
+FEATURES_FROM = 16  # px; the last block whose output tells what is broken: see Typical in critic.py
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class DiscriminatorConfig(Channels):
     mbstd_channels: int = 1
     cmap_dim: int | None = None  # width of the label projection; None: that of the last layer
     mapping_layers: int = 8
+
+    @property
+    def features(self) -> int:
+        """How many numbers Discriminator.features gives for an image."""
+        return self.width(min(FEATURES_FROM, self.resolution) // 2)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -112,10 +120,21 @@ class Discriminator(nn.Module):
         self.dtype = dtype
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
-        x = None
-        for resolution in reversed(resolutions(self.config.resolution)[1:]):
-            x, img = self.get_submodule(f"b{resolution}")(x, img, self.dtype)
+        x, img = self._blocks(img, lowest=8)
         logits: Tensor = self.b4(x, img)
         if self.config.c_dim:  # projection (1802.05637)
             logits = (logits * self.mapping(None, c)).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
         return logits
+
+    def features(self, img: Tensor) -> Tensor:
+        """What the blocks down to 16 px make of images: spatial means, [N, C, R, R] -> [N, config.features] float32."""
+        x, _ = self._blocks(img, FEATURES_FROM)
+        means: Tensor = x.float().mean([2, 3])
+        return means
+
+    def _blocks(self, img: Tensor, lowest: int) -> tuple[Any, Tensor]:
+        x = None
+        for resolution in reversed(resolutions(self.config.resolution)[1:]):
+            if resolution >= lowest or x is None:
+                x, img = self.get_submodule(f"b{resolution}")(x, img, self.dtype)
+        return x, img

@@ -176,7 +176,7 @@ class Site:
         return answers.text(request, html, "text/html", FRESH)
 
     async def ranking(self, request: Request) -> Response:
-        """Which pictures the critic took for photographs, and which it did not; the page asks when it is shown."""
+        """Which pictures look usual to the critic, and which strange; the page asks when it is shown."""
         kind(request.scope, "api")
         await self.studio.sampler(self.default)
         ranking = await self.in_time(request, self.rankings.of(self.default))

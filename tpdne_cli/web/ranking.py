@@ -21,7 +21,7 @@ SHOWN = 4  # of the best, and of the worst
 
 
 class Ranking(NamedTuple):
-    """A wish: the seeds below `images`, those first that a model's critic finds most convincing."""
+    """A wish: the seeds below `images`, those first that look most usual to the model's critic."""
 
     model: str
     images: int

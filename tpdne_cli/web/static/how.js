@@ -40,8 +40,8 @@ if (section) {
     const { count, best, worst } = await answer.json();
     const { noun } = section.dataset;
     document.getElementById("ranking-count").textContent = count;
-    fill(document.getElementById("ranking-best"), best, `A ${noun} that convinced the critic`);
-    fill(document.getElementById("ranking-worst"), worst, `A ${noun} that the critic caught`);
+    fill(document.getElementById("ranking-best"), best, `A ${noun} that looks usual to the critic`);
+    fill(document.getElementById("ranking-worst"), worst, `A ${noun} that looks strange to the critic`);
     section.hidden = false;
   }
 }
