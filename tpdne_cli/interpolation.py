@@ -268,6 +268,7 @@ def interpolate(
     truncation_cutoff: int | None = None,
     noise: str = "const",
     class_index: int | None = None,
+    attributes: Mapping[str, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -277,5 +278,5 @@ def interpolate(
     Arguments are those of Path, Settings and Sampler, and so are the errors. `save_animation` writes what comes out.
     """
     path = Path(tuple(seeds), frames, loop, method, space, easing)
-    settings = Settings(truncation, truncation_cutoff, noise, class_index)
+    settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     return Walker(Sampler(model, settings, device, precision, batch_size), path)()

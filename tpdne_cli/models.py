@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tpdne_cli.checkpoints import Checkpoint
+    from tpdne_cli.directions import Direction
 
 LATENTS_FOR_MEAN = 10_000
 MAX_TRUNCATION = 1000
@@ -63,6 +64,13 @@ class Model:
     def truncation_cutoff(self) -> int | None:
         """The number of layers that its makers truncated; None: all."""
         return self.info.get("truncation_cutoff")
+
+    @functools.cached_property
+    def directions(self) -> dict[str, Direction]:
+        """The named directions that its file has. Raises CheckpointError."""
+        from tpdne_cli import directions
+
+        return directions.read(self.info, self.config.w_dim, str(self.path))
 
 
 def weights_dir() -> Path:
@@ -135,6 +143,8 @@ def describe(name: str | os.PathLike[str]) -> dict[str, Any]:
         "config": config,
         "parameters": sum(_product(shape) for shape in shapes.values()),
     }
+    if isinstance(stored := meta.get("directions"), dict):  # hundreds of numbers each
+        meta = meta | {"directions": {name: d.get("about") for name, d in stored.items() if isinstance(d, dict)}}
     # What a file says of itself must not hide what it is.
     return known | {k: v for k, v in meta.items() if k not in known} | store.read_json(store.record_path(path))
 

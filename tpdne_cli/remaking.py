@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 MOVES: dict[str, Callable[[Any], bool]] = {
     "rotate": lambda v: type(v) in (int, float) and math.isfinite(v),
     "translate": lambda v: isinstance(v, list) and len(v) == 2 and all(MOVES["rotate"](x) for x in v),
+    "attributes": lambda v: isinstance(v, dict) and all(MOVES["rotate"](x) for x in v.values()),
 }
 NAMES = {"model", "weights", "seed", "device", "version", "latent", *CHECKS, *MOVES}
 
@@ -82,6 +83,7 @@ class Remaker:
         model = self.model(recipe)
         values = [recipe[name] for name in ("truncation", "truncation_cutoff", "noise", "class_index")]
         values += [recipe.get("rotate", 0.0), tuple(recipe.get("translate", (0.0, 0.0)))]
+        values += [tuple(recipe.get("attributes", {}).items())]
         key = (model.sha256, *values, recipe["precision"])
         if self.last is None or self.last[0] != key:
             self.last = key, Sampler(model, Settings(*values), str(self.device), recipe["precision"], batch_size=1)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tpdne_cli import __version__
+from tpdne_cli import __version__, directions
 from tpdne_cli.errors import DeviceError, SettingsError
 from tpdne_cli.models import Model
 from tpdne_cli.seeds import Seed, latents, parse_seed, random_state
@@ -36,7 +36,8 @@ class Settings:
     truncation: psi, 1 as trained, 0 the average face; None: the model's own choice. truncation_cutoff: number of
     style layers it applies to, None: all. noise: 'const' (the model's own), 'random' (drawn from the seed) or 'none'.
     class_index: for conditional models; None: class 0. rotate (degrees) and translate (x, y in image widths): of the
-    whole scene, for StyleGAN3, which continues beyond the frame.
+    whole scene, for StyleGAN3, which continues beyond the frame. attributes: (name, amount) of each step along one of
+    the model's named directions, taken after truncation.
     """
 
     truncation: float | None = None
@@ -45,16 +46,19 @@ class Settings:
     class_index: int | None = None
     rotate: float = 0.0
     translate: tuple[float, float] = (0.0, 0.0)
+    attributes: directions.Attributes = ()
 
     @property
     def is_moved(self) -> bool:
         return self.rotate != 0 or tuple(self.translate) != (0, 0)
 
     def recipe(self) -> dict[str, Any]:
-        """These settings as plain values; the place in the frame only where it is not the usual one."""
+        """These settings as plain values; place in the frame and attributes only where they are not the usual ones."""
         values = dataclasses.asdict(self)
-        values["translate"] = list(self.translate)
-        return values if self.is_moved else {k: v for k, v in values.items() if k not in ("rotate", "translate")}
+        unusual = {"rotate": self.rotate, "translate": list(self.translate)} if self.is_moved else {}
+        if self.attributes:
+            unusual["attributes"] = dict(self.attributes)
+        return {k: v for k, v in values.items() if k not in ("rotate", "translate", "attributes")} | unusual
 
     def check(self, model: Model) -> Settings:
         """These settings with the model's own choices filled in. Raises SettingsError for what it does not have."""
@@ -75,8 +79,9 @@ class Settings:
             raise SettingsError(
                 f"{model.name} cannot be rotated or translated: only StyleGAN3 goes on beyond its frame."
             )
+        chosen = directions.check(self.attributes, model.directions, model.name)
         return dataclasses.replace(
-            self, truncation=float(psi), truncation_cutoff=cutoff, class_index=self._class(model)
+            self, truncation=float(psi), truncation_cutoff=cutoff, class_index=self._class(model), attributes=chosen
         )
 
     def _class(self, model: Model) -> int | None:
@@ -134,6 +139,7 @@ class Sampler:
             raise SettingsError(f"The batch size {batch_size} is not a positive number.")
         self.batch_size = batch_size or devices.batch_size(self.device, model.resolution)
         self.generator = devices.place(model.generator, self.device, self.precision)
+        self.step = directions.step(model.directions, self.settings.attributes)
         if self.settings.is_moved:
             self._move()
 
@@ -190,7 +196,7 @@ class Sampler:
     ) -> tuple[Pixels, float]:
         """One batch of any items: pixels uint8 [N, H, W, C], and the seconds that each took.
 
-        `map` gives the items' ws, `draw` their noise where it is random.
+        `map` gives the items' ws, `draw` their noise where it is random. The settings' attributes come on top.
         """
         import torch
 
@@ -198,7 +204,10 @@ class Sampler:
         padded = self.padded(batch)
         with torch.inference_mode():
             noise = draw(padded) if self.settings.noise == "random" else self.settings.noise
-            pixels = to_uint8(self.generator.synthesis(map(padded), noise))[: len(batch)].cpu().numpy()
+            ws = map(padded)
+            if self.step is not None:
+                ws = ws + torch.from_numpy(self.step).to(ws.device)
+            pixels = to_uint8(self.generator.synthesis(ws, noise))[: len(batch)].cpu().numpy()
         return pixels, (time.perf_counter() - start) / len(batch)
 
     def padded(self, batch: list[T]) -> list[T]:
@@ -244,6 +253,7 @@ def sample(
     truncation_cutoff: int | None = None,
     noise: str = "const",
     class_index: int | None = None,
+    attributes: Mapping[str, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -252,7 +262,7 @@ def sample(
 
     Arguments are those of Settings and Sampler, and so are the errors.
     """
-    settings = Settings(truncation, truncation_cutoff, noise, class_index)
+    settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     return Sampler(model, settings, device, precision, batch_size)(map(parse_seed, seeds))
 
 

@@ -155,6 +155,7 @@ def mix(
     truncation_cutoff: int | None = None,
     noise: str = "const",
     class_index: int | None = None,
+    attributes: Mapping[str, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -163,7 +164,7 @@ def mix(
 
     Further arguments are those of Settings and Sampler, and so are the errors.
     """
-    settings = Settings(truncation, truncation_cutoff, noise, class_index)
+    settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     mixer = Mixer(Sampler(model, settings, device, precision, batch_size), styles)
     across = [parse_seed(seed) for seed in columns]
     return mixer(Mixture(parse_seed(row), column) for row in rows for column in across)
@@ -180,6 +181,7 @@ def vary(
     truncation_cutoff: int | None = None,
     noise: str = "const",
     class_index: int | None = None,
+    attributes: Mapping[str, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -188,7 +190,7 @@ def vary(
 
     Further arguments are those of Settings and Sampler, and so are the errors.
     """
-    settings = Settings(truncation, truncation_cutoff, noise, class_index)
+    settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     varier = Varier(Sampler(model, settings, device, precision, batch_size), strength, fine)
     parsed = parse_seed(seed)
     return varier(Neighbour(parsed, index) for index in range(1, count + 1))

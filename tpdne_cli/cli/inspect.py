@@ -109,5 +109,7 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     words += [] if recipe["class_index"] is None else ["--class", str(recipe["class_index"])]
     words += ["--rotate", str(recipe["rotate"])] if "rotate" in recipe else []
     words += ["--translate", *map(str, recipe["translate"])] if "translate" in recipe else []
+    for name, amount in recipe.get("attributes", {}).items():
+        words += ["--attr", f"{name}={amount}"]
     line = shlex.join(words)
     return line if "latent" not in recipe and line.isprintable() else None

@@ -78,6 +78,13 @@ latent_options = group(
         help="Fine detail: the model's own, drawn from the seed, or none.",
     ),
     click.option("--class", "class_index", type=Whole(min=0), metavar="N", help="Class, for models that have any."),
+    click.option(
+        "--attr",
+        "attributes",
+        multiple=True,
+        metavar="NAME=AMOUNT",
+        help="Move along a direction that the model's file names: age=1.5, smile=-1. Repeatable.",
+    ),
 )
 
 movement_options = group(
@@ -161,7 +168,8 @@ generation_options = group(
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
-    """What latent_options and movement_options say."""
+    """What latent_options and movement_options say. Raises SettingsError."""
+    from tpdne_cli import directions
     from tpdne_cli.sampler import Settings
 
     return Settings(
@@ -171,6 +179,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         given["class_index"],
         given.get("rotate", 0.0),
         given.get("translate", (0.0, 0.0)),
+        directions.parse(given["attributes"]),
     )
 
 

@@ -24,8 +24,12 @@ import numpy as np
 SIDE = 128  # images are brought to this size before; positions are in its pixels
 BORDER = 64  # grey around the image: the detector knows faces in scenes, not faces that fill the picture
 GREY = 128
-# Of the face mesh, left and right as the onlooker sees them; corners of an eye, inner lips.
-LANDMARKS = {"left_eye": (33, 133), "right_eye": (362, 263), "mouth": (13, 14)}
+# Of the face mesh, left and right as the onlooker sees them: corners of an eye, inner lips, tip of the nose, corners
+# of the mouth.
+LANDMARKS = {
+    "left_eye": (33, 133), "right_eye": (362, 263), "mouth": (13, 14),
+    "nose": (1, 1), "left_corner": (61, 61), "right_corner": (291, 291),
+}  # fmt: skip
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -34,7 +38,7 @@ def find_faces(pixels: Pixels, python: str = sys.executable) -> list[dict[str, A
     """What MediaPipe, as `python` has it, sees in uint8 [N, 128, 128, 3].
 
     One dict per image: "faces" (their number), "confidence" (of the surest, 0 where there is none) and "points"
-    (x, y of left eye, right eye and mouth, or None). Raises OSError or subprocess.CalledProcessError without MediaPipe.
+    (x, y of each of LANDMARKS, or None). Raises OSError or subprocess.CalledProcessError without MediaPipe.
     """
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images.npy"
@@ -61,7 +65,7 @@ def detect(pixels: Pixels) -> Iterator[dict[str, Any]]:
 
 def _points(landmarks: Any, side: int) -> list[list[float]]:
     """Positions in the image without its border, from shares of the framed image."""
-    corners = [[(landmarks[i].x, landmarks[i].y) for i in pair] for pair in LANDMARKS.values()]  # [3, 2, 2]
+    corners = [[(landmarks[i].x, landmarks[i].y) for i in pair] for pair in LANDMARKS.values()]  # [6, 2, 2]
     centres: list[list[float]] = (np.asarray(corners).mean(1) * side - BORDER).round(2).tolist()
     return centres
 

@@ -116,7 +116,7 @@ def detection(pictures: Tensor, python: str) -> tuple[dict[str, Any], Array]:
     """
     seen = find_faces(np.stack([_resized(picture) for picture in pictures]), python)
     counts = np.array([s["faces"] for s in seen])
-    points = np.array([s["points"] for s in seen if s["points"]]).reshape(-1, len(PLACES), 2)
+    points = np.array([s["points"][: len(PLACES)] for s in seen if s["points"]]).reshape(-1, len(PLACES), 2)
     off = np.linalg.norm(points - np.array(PLACES), axis=2)  # [M, 3]
     report: dict[str, Any] = {"one_face": _share(counts == 1), "no_face": _share(counts == 0)}
     if len(off):
