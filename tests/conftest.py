@@ -39,5 +39,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = Config(resolution=32, z_dim=32, w_dim=32, mapping_layers=2, channel_base=256, channel_max=32)
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    models.save(path, "stylegan2", config, Generator(config).state_dict(), {"truncation": 0.8, "licence": "MIT"})
+    generator = Generator(config)
+    smile = {"w": [round(value, 3) for value in torch.randn(32).tolist()], "about": "earnest to merry"}
+    about = {"truncation": 0.8, "licence": "MIT", "directions": {"smile": smile}}
+    models.save(path, "stylegan2", config, generator.state_dict(), about)
     return path

@@ -111,9 +111,10 @@ def test_what_no_direction_is(model, attributes, sentence):
         next(sample(model, [1], attributes=attributes))
 
 
-def test_a_model_without_directions(tiny_model):
-    with pytest.raises(SettingsError, match="tiny has no direction 'age': its file names none"):
-        next(sample(models.load(tiny_model), [1], attributes={"age": 1}))
+def test_a_model_without_directions(tiny_model, tmp_path):
+    bare = models.load(described(tiny_model, tmp_path / "bare.safetensors", {}))
+    with pytest.raises(SettingsError, match="bare has no direction 'age': its file names none"):
+        next(sample(bare, [1], attributes={"age": 1}))
 
 
 def test_twice_the_same(model):

@@ -155,6 +155,8 @@ def ask(sampler):
         ("/tiny/alice%40example.com.png", ["--seed", "alice@example.com"]),
         ("/tiny/Zoe%CC%88.webp?truncation=0.3", ["--seed", "Zoë", "--truncation", "0.3"]),
         ("/tiny/a%2Fb%20c.jpg?size=48", ["--seed", "a/b c", "--size", "48"]),
+        ("/tiny/7.png?attr=smile:-1.25", ["--seed", "7", "--attr", "smile=-1.25"]),
+        ("/tiny/7.png?attr=smile:0", ["--seed", "7"]),
     ],
 )
 def test_an_address_gives_the_very_file_that_the_command_writes(ask, tiny_model, tmp_path, address, options):
@@ -192,7 +194,7 @@ def test_mixtures_are_those_of_the_library(ask, sampler):
 
 
 def test_requests_that_come_together_share_batches_and_change_nothing(ask):
-    addresses = [f"/tiny/{k}.png?truncation={k % 3 / 2}" for k in range(12)]
+    addresses = [f"/tiny/{k}.png?truncation={k % 3 / 2}&attr=smile:{k % 2}" for k in range(12)]
 
     async def story(client):
         together = await asyncio.gather(*map(client, addresses))
@@ -288,6 +290,13 @@ def test_head_says_what_get_says(ask):
         "/tiny/5.png?size=%D9%A3",
         "/tiny/5.png?size=16&size=16",
         "/tiny/5.png?truncation=nan",
+        "/tiny/5.png?attr=",
+        "/tiny/5.png?attr=smile",
+        "/tiny/5.png?attr=smile:much",
+        "/tiny/5.png?attr=smile:11",
+        "/tiny/5.png?attr=smile:1,smile:2",
+        "/tiny/5.png?attr=mood:1",
+        "/tiny/5.png?attr=" + ",".join(f"a{k}:1" for k in range(9)),
         "/tiny/5.png?truncation=inf",
         "/tiny/5.png?truncation=9",
         "/tiny/5.png?truncation=",
@@ -502,6 +511,12 @@ def test_text_is_compressed_and_images_are_not(ask):
 
 
 def test_programs_are_told_what_a_seed_stands_for(ask, tiny_model):
+    facts = ask("/api/tiny/alice@example.com?attr=smile:0.00001").json()
+    assert facts["recipe"]["attributes"] == {"smile": 1e-5}
+    assert facts["page"] == "/tiny/alice@example.com?attr=smile%3A0.00001"
+    assert facts["command"].endswith("--attr smile=0.00001")
+    text = ask("/tiny/alice@example.com?attr=smile:1").body.decode()
+    assert 'data-attr="smile:1"' in text and "alice@example.com.png?attr=smile%3A1" in text
     facts = ask("/api/tiny/alice@example.com?truncation=0.5&size=16").json()
     assert facts["seed"] == "alice@example.com" and facts["synthetic"] is True
     assert facts["images"]["png"] == "/tiny/alice@example.com.png?truncation=0.5&size=16"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
+from tpdne_cli.directions import Attributes
 from tpdne_cli.errors import SeedError, SettingsError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.interpolation import Path
@@ -21,7 +22,9 @@ MAX_SEED_LENGTH = 256  # characters
 MAX_FRAMES = 600
 MAX_STYLES = 40  # characters
 TRUNCATIONS = (-2.0, 2.0)
-PARAMETERS = ("size", "truncation", "class", "to", "frame", "frames", "mix", "styles")
+AMOUNTS = (-10.0, 10.0)  # of a step along a direction
+MAX_ATTRIBUTES = 8
+PARAMETERS = ("size", "truncation", "class", "attr", "to", "frame", "frames", "mix", "styles")
 RANDOM = "random"  # in the place of a seed: a fresh one
 
 _DIRECTIONS = set(range(0x202A, 0x202F)) | set(range(0x2066, 0x206A))  # text that shows in another order than it is
@@ -104,7 +107,11 @@ def size(given: Mapping[str, str], limit: int) -> int | None:
 def look(model: str, first: Seed, given: Mapping[str, str], sampler: Sampler) -> Look:
     """What seed and parameters show. Raises SeedError and SettingsError."""
     classes = sampler.model.config.c_dim
-    settings = Settings(_number(given, "truncation", *TRUNCATIONS), class_index=_integer(given, "class", 0, 10**6))
+    settings = Settings(
+        _number(given, "truncation", *TRUNCATIONS),
+        class_index=_integer(given, "class", 0, 10**6),
+        attributes=_attributes(given),
+    )
     if settings.class_index is not None and not classes:
         raise SettingsError(f"{model} has no classes: leave the class out.")
     settings = settings.check(sampler.model)
@@ -122,6 +129,27 @@ def look(model: str, first: Seed, given: Mapping[str, str], sampler: Sampler) ->
     if "styles" in given:
         raise SettingsError("The parameter styles belongs to a mix: say with 'mix' whose.")
     return Look(model, first, settings)
+
+
+def _attributes(given: Mapping[str, str]) -> Attributes:
+    """'age:1.5,smile:-1', as `attr` has it."""
+    if "attr" not in given:
+        return ()
+    parts = given["attr"].split(",")
+    if len(parts) > MAX_ATTRIBUTES:
+        raise SettingsError(f"An address has at most {MAX_ATTRIBUTES} directions.")
+    pairs = [part.partition(":") for part in parts]
+    return tuple((name[:40], _number({name[:40]: amount}, name[:40], *AMOUNTS) or 0.0) for name, _, amount in pairs)
+
+
+def attributes(settings: Settings) -> str | None:
+    """What an address must say of a look's attributes, as `attr`."""
+    return ",".join(f"{name}:{plain(amount)}" for name, amount in settings.attributes) or None
+
+
+def plain(number: float) -> str:
+    """As _number reads it: never with an exponent."""
+    return f"{number:.12f}".rstrip("0").rstrip(".")
 
 
 def _frame(model: str, first: Seed, given: Mapping[str, str], settings: Settings) -> Look:

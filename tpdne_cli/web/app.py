@@ -142,6 +142,7 @@ class Site:
             permanent=text is not None,
             truncation=look.settings.truncation,
             own_truncation=sampler.model.truncation,
+            attributes=addresses.attributes(look.settings) or "",
             class_index="" if look.settings.class_index is None else look.settings.class_index,
             resolution=sampler.model.resolution,
             image=pages.address(model, seed, "png", **said),
@@ -297,6 +298,8 @@ def command(model: str, look: Look, sampler: Sampler) -> str:
     words = ["tpdne", *name, *([f"--seed={seed}"] if seed.startswith("-") else ["--seed", seed])]
     words += [] if psi == sampler.model.truncation else ["--truncation", f"{psi:g}"]
     words += ["--class", str(class_index)] if class_index else []
+    for attribute, amount in look.settings.attributes:
+        words += ["--attr", f"{attribute}={addresses.plain(amount)}"]
     return shlex.join(words)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tpdne_cli import directions
 from tpdne_cli.interpolation import METHODS, Path
 from tpdne_cli.sampler import Sample, Sampler, Settings
 from tpdne_cli.seeds import Seed
@@ -58,9 +59,13 @@ def styles(sampler: Sampler, looks: list[Look]) -> torch.Tensor:
     wanted: dict[Settings, dict[Seed, Any]] = {}
     for look in looks:
         wanted.setdefault(look.settings, {}).update(dict.fromkeys(look.seeds))
-    for settings, ws in wanted.items():
-        ws.update(zip(ws, _with(sampler, settings).map(list(ws)), strict=True))
-    return torch.stack([_blend(look, [wanted[look.settings][seed] for seed in look.seeds]) for look in looks])
+    for settings, mapped in wanted.items():
+        mapped.update(zip(mapped, _with(sampler, settings).map(list(mapped)), strict=True))
+    ws = [_blend(look, [wanted[look.settings][seed] for seed in look.seeds]) for look in looks]
+    for i, look in enumerate(looks):  # each its own, where a Sampler adds one to all
+        if (step := directions.step(sampler.model.directions, look.settings.attributes)) is not None:
+            ws[i] = ws[i] + torch.from_numpy(step).to(ws[i].device)
+    return torch.stack(ws)
 
 
 def _blend(look: Look, ws: list[torch.Tensor]) -> torch.Tensor:

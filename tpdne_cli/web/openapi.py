@@ -8,6 +8,8 @@ from tpdne_cli import __version__
 from tpdne_cli.images import FORMATS
 from tpdne_cli.web.addresses import MAX_FRAMES, MAX_SEED_LENGTH, TRUNCATIONS
 
+ATTRIBUTE = r"[^:,]{1,40}:-?[0-9]{1,3}(\.[0-9]{1,12})?"
+
 
 def document(models: list[str], max_size: int) -> dict[str, Any]:
     """OpenAPI 3.1, for the models that this server has."""
@@ -71,6 +73,11 @@ def _queries(max_size: int) -> list[dict[str, Any]]:
         _query("size", {**whole, "minimum": 1, "maximum": max_size}, "The longest side in pixels."),
         _query("truncation", {"type": "number", "minimum": least, "maximum": most}, "0: the average, 1: full variety."),
         _query("class", whole, "The class, for conditional generators."),
+        _query(
+            "attr",
+            {"type": "string", "pattern": f"^{ATTRIBUTE}(,{ATTRIBUTE})*$"},
+            "Steps along the generator's directions: age:1.5,smile:-1.",
+        ),
         _query("to", text, "A seed: the image is a frame of the walk that leads there."),
         _query("frame", {**whole, "maximum": MAX_FRAMES - 1}, "Which frame of the walk; 0 is the seed itself."),
         _query(
@@ -117,13 +124,14 @@ def _schemas() -> dict[str, Any]:
     return {
         "Model": {
             "type": "object",
-            "required": ["name", "arch", "resolution", "truncation", "classes", "weights"],
+            "required": ["name", "arch", "resolution", "truncation", "classes", "directions", "weights"],
             "properties": {
                 "name": string,
                 "arch": string,
                 "resolution": integer,
                 "truncation": number,
                 "classes": integer,
+                "directions": {"type": "array", "items": string},
                 "weights": {**string, "description": "SHA-256 of the file."},
             },
         },

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from tpdne_cli.sampler import Settings
 from tpdne_cli.seeds import Seed
+from tpdne_cli.web import addresses
 
 HERE = Path(__file__).parent
 TYPES = {
@@ -88,4 +89,8 @@ def address(model: str, seed: Seed | None = None, format: str | None = None, **p
 def parameters(settings: Settings, own_truncation: float) -> dict[str, Any]:
     """What an address must say of checked settings."""
     psi = settings.truncation
-    return {"truncation": None if psi == own_truncation else psi, "class": settings.class_index or None}
+    return {
+        "truncation": None if psi == own_truncation else psi,
+        "class": settings.class_index or None,
+        "attr": addresses.attributes(settings),
+    }

@@ -173,6 +173,7 @@ class Studio:
             "resolution": model.resolution,
             "truncation": model.truncation,
             "classes": model.config.c_dim,
+            "directions": sorted(model.directions),
             "weights": model.sha256,
             **known,
         }

@@ -22,6 +22,7 @@ function query(more = {}) {
   const given = new URLSearchParams(more);
   if (truncation !== ownTruncation) given.set("truncation", truncation);
   if (main.dataset.class) given.set("class", main.dataset.class);
+  if (main.dataset.attr) given.set("attr", main.dataset.attr);
   const text = given.toString();
   return text && `?${text}`;
 }
