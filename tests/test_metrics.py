@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tpdne_cli.errors import TrainingError
-from tpdne_cli.training import detect, evaluate, features, memorisation, metrics
+from tpdne_cli.training import detect, directions, evaluate, features, memorisation, metrics
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +209,7 @@ class Detector:
         faces = [S(score=[0.9]), S(score=[0.8])][: int(image[64, 64, 0])]
         return S(detections=faces or None, multi_face_landmarks=[S(landmark=LANDMARKS)])
 LANDMARKS = {33: S(x=0.4, y=0.4), 133: S(x=0.5, y=0.4), 362: S(x=0.6, y=0.4), 263: S(x=0.7, y=0.4),
-             13: S(x=0.5, y=0.6), 14: S(x=0.5, y=0.7)}
+             13: S(x=0.5, y=0.6), 14: S(x=0.5, y=0.7), 1: S(x=0.5, y=0.5), 61: S(x=0.4, y=0.6), 291: S(x=0.6, y=0.6)}
 solutions = S(face_detection=S(FaceDetection=Detector), face_mesh=S(FaceMesh=Detector))
 """
 
@@ -222,13 +222,18 @@ def test_faces_are_counted_by_another_process(tmp_path, monkeypatch):
     nobody, one, two = detect.find_faces(pixels)
     assert nobody == {"faces": 0, "confidence": 0.0, "points": None}
     assert one["faces"] == 1 and two["faces"] == 2 and one["confidence"] == 0.9
-    expected = [(0.45 * 256 - 64, 0.4 * 256 - 64), (0.65 * 256 - 64, 0.4 * 256 - 64), (64, 0.65 * 256 - 64)]
+    places = [(0.45, 0.4), (0.65, 0.4), (0.5, 0.65), (0.5, 0.5), (0.4, 0.6), (0.6, 0.6)]
+    expected = [(x * 256 - 64, y * 256 - 64) for x, y in places]
     assert np.array(one["points"]) == pytest.approx(np.array(expected), abs=0.01)
     report, confidence = evaluate.detection(torch.from_numpy(pixels).permute(0, 3, 1, 2), sys.executable)
     assert (report["one_face"], report["no_face"]) == (0.3333, 0.3333)
     off = np.linalg.norm(np.array(expected[2]) - evaluate.PLACES[2])
     assert report["mouth_off_px"]["mean"] == pytest.approx(off, abs=0.01)
     assert confidence.tolist() == [0, 0.9, 0.9]
+    shown = directions.measure(pixels, python=sys.executable)
+    assert shown["smile"][1:] == pytest.approx(0.2 / 0.2, abs=1e-3), "width of the mouth, in distances of the eyes"
+    assert shown["turn"][1:] == pytest.approx((0.5 - 0.55) / 0.2, abs=1e-3), "the nose beside the middle of the eyes"
+    assert np.isnan(shown["turn"][0]) and np.isfinite(shown["light"]).all()
 
 
 def test_the_whole_evaluation(tmp_path, monkeypatch, capsys):
