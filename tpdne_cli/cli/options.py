@@ -104,7 +104,7 @@ critic_options = group(
         "--min-realism",
         type=click.FloatRange(0, 100, max_open=True),
         metavar="P",
-        help="Keep only images that the critic places above the P-th percentile; go on to further seeds.",
+        help="Keep only images above the P-th percentile of realism, as the critic sees it; go on to further seeds.",
     ),
 )
 
