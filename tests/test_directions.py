@@ -254,6 +254,7 @@ def test_light_and_colour_are_measured_in_the_middle():
     pixels[:, :4] = 77  # the border does not count
     found = finding.measure(pixels)
     assert found["light"] == pytest.approx([0, 1, 1 / 3]) and found["warm"] == pytest.approx([0, 0, 1])
+    assert finding.measure(pixels[..., :1]).keys() == {"light"}, "grey pictures have no colour"
 
 
 def test_the_whole_search_keeps_its_word(tiny_model, tmp_path, capsys):
@@ -272,8 +273,9 @@ def test_the_whole_search_keeps_its_word(tiny_model, tmp_path, capsys):
     assert light["light"][0] < light["light"][1]
 
 
-def test_a_file_of_another_format_is_refused(tmp_path, capsys):
+def test_files_that_are_none_end_with_a_sentence(tiny_model, tmp_path, capsys):
     (tmp_path / "x.pkl").write_bytes(b"nothing")
-    with pytest.raises(SystemExit):
-        finding.main([str(tmp_path / "x.pkl")])
-    assert "x.pkl" in capsys.readouterr().err
+    for options in ([tmp_path / "x.pkl"], [tiny_model, "--features", tmp_path / "x.pkl"]):
+        with pytest.raises(SystemExit):
+            finding.main([str(option) for option in options])
+        assert "x.pkl" in capsys.readouterr().err

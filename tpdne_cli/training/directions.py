@@ -48,13 +48,15 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def measure(pixels: Pixels, network: features.FeatureNet | None = None, python: str = "") -> dict[str, Array]:
-    """What uint8 [N, H, W, 3] show, [N] each: light and colour, and as far as there are means for it age and so on.
+    """What uint8 [N, H, W, C] show, [N] each: light and colour, and as far as there are means for it age and so on.
 
     Not a number where there is no face to measure. Raises OSError or subprocess.CalledProcessError without MediaPipe.
     """
     side = pixels.shape[1]
     middle = pixels[:, side // 4 : 7 * side // 8, side // 4 : 3 * side // 4].astype(np.float64) / 255
-    found = {"light": middle.mean((1, 2, 3)), "warm": (middle[..., 0] - middle[..., 2]).mean((1, 2))}
+    found = {"light": middle.mean((1, 2, 3))}
+    if pixels.shape[3] == 3:
+        found["warm"] = (middle[..., 0] - middle[..., 2]).mean((1, 2))
     if network is not None:
         seen = features.extract(network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
         ages, genders = network.logits(seen / network.scale + network.mean)
@@ -158,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--detector", default="", help="a python with MediaPipe 0.10.14, for smile and turn")
     parser.add_argument("--check", type=int, default=CHECKED, help=f"images to try each on (default {CHECKED})")
     given = parser.parse_args(arguments)
-    network = features.load(given.features)[0] if given.features else None
     try:
+        network = features.load(given.features)[0] if given.features else None
         model = models.load(given.model)
         entries, known = find(model, given.images, network, given.detector)
         model = store(model, entries)
