@@ -54,6 +54,15 @@ def test_further_seeds_are_drawn_until_enough_have_passed(cli, generator):
     assert all(rest[s] <= 60 for s in range(seeds[-1]) if s in rest), "nobody who would have passed was left out"
 
 
+def test_what_was_kept_can_be_made_again(cli, generator, capsysbinary):
+    _, out, _ = cli("--seed", 3, "-n", 2, "--min-realism", 50)
+    paths = out.decode().split()
+    assert run(["inspect", "--verify", "--model", str(generator), *paths, "--json"]) == 0
+    records = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert len(records) == 2 and all(record["recipe"]["realism"] > 50 for record in records)
+    assert all("realism" not in record["command"] for record in records), "its seed alone makes it"
+
+
 def test_a_broken_off_run_goes_on(cli):
     options = ("--seed", "ann", "-n", 6, "--min-realism", 50)
     _, whole, _ = cli(*options)

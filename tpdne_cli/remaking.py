@@ -30,7 +30,8 @@ MOVES: dict[str, Callable[[Any], bool]] = {
     "translate": lambda v: isinstance(v, list) and len(v) == 2 and all(MOVES["rotate"](x) for x in v),
     "attributes": lambda v: isinstance(v, dict) and all(MOVES["rotate"](x) for x in v.values()),
 }
-NAMES = {"model", "weights", "seed", "device", "version", "latent", *CHECKS, *MOVES}
+# realism is what a critic said of the image; nothing is made of it.
+NAMES = {"model", "weights", "seed", "device", "version", "latent", "realism", *CHECKS, *MOVES}
 
 
 def check(recipe: Mapping[str, Any]) -> None:
