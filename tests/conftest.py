@@ -28,6 +28,21 @@ def load_tensors(path: Path) -> dict:
     return load_file(path)
 
 
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Call `tpdne ...` in an empty directory -> (exit code, lines on stdout, stderr)."""
+    from tpdne_cli.cli import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object):
+        code = run([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator of 32x32 pixels with random weights, as a file."""

@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from running import files, pid_of, shell, start
-
-from tpdne_cli.cli import run
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
@@ -143,15 +142,8 @@ def test_a_limit_for_files(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def cli(capsys, tmp_path, tiny_model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object):
-        code = run(["generate", str(tiny_model), *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
+def cli(cli, tiny_model):
+    return partial(cli, "generate", tiny_model)
 
 
 @pytest.mark.parametrize("at", [1, 2, 17, 40])

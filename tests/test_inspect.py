@@ -12,19 +12,6 @@ from PIL import Image
 from running import shell
 
 from tpdne_cli import images, metadata
-from tpdne_cli.cli import run
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object):
-        code = run([*map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
 
 
 @pytest.fixture

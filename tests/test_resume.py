@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from PIL import Image
 from running import files
 
 from tpdne_cli import images
-from tpdne_cli.cli import run
 from tpdne_cli.pipeline import Encoding, write_files
 from tpdne_cli.resume import INCIDENTAL, describe, is_finished, objection
 from tpdne_cli.sampler import Sample
@@ -118,15 +118,8 @@ def test_an_image_of_somebody_else(tmp_path):
 
 
 @pytest.fixture
-def cli(capsys, tmp_path, tiny_model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str):
-        code = run(["generate", str(tiny_model), *arguments])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
+def cli(cli, tiny_model):
+    return partial(cli, "generate", tiny_model)
 
 
 def records(path: str) -> list[dict]:

@@ -103,10 +103,10 @@ class Critic:
         if header.arch not in safetensors.CRITICS:
             raise CheckpointError(f"{path} holds a {header.arch!r} network, not a critic.")
         network = models.blueprint(header.arch, header.config, str(path))
-        own, beside = _apart(header.shapes)
+        own, beside = safetensors.apart(header.shapes)
         models.check_shapes(network, own, str(path))
         _check_kinship(network.config, model, path)
-        tensors, usual = _apart(safetensors.read_tensors(path))
+        tensors, usual = safetensors.apart(safetensors.read_tensors(path))
         network = models.build(header.arch, header.config, tensors, str(path))
         # Trained on groups of images, it looks at their variety; alone, an image's score depends on itself only.
         network.get_submodule("b4").group = 1  # type: ignore[assignment]
@@ -121,19 +121,7 @@ class Critic:
         """
         import torch
 
-        config = self.network.config
-        size = (config.resolution, config.resolution, config.img_channels)
-        if pixels.ndim != 4 or pixels.shape[1:] != size:
-            shape = "x".join(map(str, pixels.shape[1:]))
-            raise SettingsError(f"{self.path.name} judges images of {'x'.join(map(str, size))}, not of {shape}.")
-        device = next(self.network.parameters()).device
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.score_images(images, class_index)
-
-    def score_images(self, images: torch.Tensor, class_index: int | None = None) -> Scores:
-        """Scores [N] of float images [N, C, R, R] in [-1, 1]."""
-        import torch
-
+        images = self._images(pixels)
         with torch.inference_mode():
             if self.typical is not None:
                 scores = self.typical.scores(self.network.features(images))
@@ -141,6 +129,25 @@ class Critic:
                 scores = self.network(images, self._classes(images, class_index))[:, 0]
             values: Scores = scores.float().cpu().numpy()
         return values
+
+    def features(self, pixels: Pixels) -> Scores:
+        """What it sees in uint8 [N, H, W, C], [N, F]: see Typical. Raises SettingsError for another size of images."""
+        import torch
+
+        with torch.inference_mode():
+            values: Scores = self.network.features(self._images(pixels)).cpu().numpy()
+        return values
+
+    def _images(self, pixels: Pixels) -> torch.Tensor:  # [N, C, R, R] in [-1, 1], on its device
+        import torch
+
+        config = self.network.config
+        size = (config.resolution, config.resolution, config.img_channels)
+        if pixels.ndim != 4 or pixels.shape[1:] != size:
+            shape = "x".join(map(str, pixels.shape[1:]))
+            raise SettingsError(f"{self.path.name} judges images of {'x'.join(map(str, size))}, not of {shape}.")
+        device = next(self.network.parameters()).device
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _classes(self, images: torch.Tensor, class_index: int | None) -> torch.Tensor | None:
         import torch
@@ -156,6 +163,10 @@ class Critic:
 
         Raises CheckpointError where the file holds no quantiles.
         """
+        return float(np.interp(score, self.quantiles_of(truncation), np.linspace(0, 100, PERCENTILES)))
+
+    def quantiles_of(self, truncation: float | None = None) -> Quantiles:
+        """Scores [101] of images at that truncation, between two known ones in between. Raises as percentile does."""
         if self.quantiles is None:
             raise CheckpointError(
                 f"{self.path} does not know the scores of its generator's images: "
@@ -164,8 +175,8 @@ class Critic:
         curves = sorted({**self.at, self.truncation: self.quantiles}.items())
         psi = self.truncation if truncation is None else truncation
         known = [at for at, _ in curves]
-        curve = [np.interp(psi, known, values) for values in zip(*(values for _, values in curves), strict=True)]
-        return float(np.interp(score, curve, np.linspace(0, 100, PERCENTILES)))
+        columns = zip(*(values for _, values in curves), strict=True)
+        return np.array([np.interp(psi, known, values) for values in columns])
 
 
 def _check_kinship(config: Any, model: Model, path: Path) -> None:
@@ -175,14 +186,6 @@ def _check_kinship(config: Any, model: Model, path: Path) -> None:
                 f"{path} is not the critic of {model.name}: "
                 f"its {name} is {getattr(config, name)}, the generator's {getattr(model.config, name)}."
             )
-
-
-def _apart(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A critic's file: what is the network's, and what its generator's images usually look like to it."""
-    from tpdne_cli.checkpoints.safetensors import TYPICAL
-
-    network = {name: value for name, value in tensors.items() if not name.startswith(TYPICAL)}
-    return network, {name.removeprefix(TYPICAL): value for name, value in tensors.items() if name not in network}
 
 
 def _typical(tensors: dict[str, Any], shapes: dict[str, Any], config: Any, path: Path) -> Typical | None:
@@ -239,8 +242,7 @@ class Judged:
     """
 
     def __init__(self, sampler: Sampler, critic: Critic) -> None:
-        critic.percentile(0)
-        self.truncation = sampler.settings.truncation
+        self.quantiles = critic.quantiles_of(sampler.settings.truncation)
         self.sampler, self.critic = sampler, critic
         self.batch_size, self.recipe = sampler.batch_size, sampler.recipe
 
@@ -250,9 +252,9 @@ class Judged:
         while batch := list(islice(samples, self.sampler.batch_size)):
             pixels = np.stack([sample.pixels for sample in batch])
             scores = self.critic.score(pixels, self.sampler.settings.class_index)
-            for sample, score in zip(batch, scores, strict=True):
-                realism = round(self.critic.percentile(score, self.truncation), 2)
-                yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": realism})
+            percentiles = np.interp(scores, self.quantiles, np.linspace(0, 100, PERCENTILES))
+            for sample, percentile in zip(batch, percentiles.tolist(), strict=True):
+                yield dataclasses.replace(sample, recipe=sample.recipe | {"realism": round(percentile, 2)})
 
 
 class Selection:

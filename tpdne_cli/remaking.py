@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 2, "float16": 8, "bfloat16": 24}
 
 # What a recipe of a single image may hold, and what its value must be.
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "truncation": lambda v: type(v) in (int, float) and math.isfinite(v),
+    "truncation": lambda v: _is_number(v),
     "truncation_cutoff": lambda v: v is None or type(v) is int,
     "noise": lambda v: isinstance(v, str) and v in NOISE_MODES,
     "class_index": lambda v: v is None or type(v) is int,
@@ -26,12 +26,16 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 # What it may hold besides.
 MOVES: dict[str, Callable[[Any], bool]] = {
-    "rotate": lambda v: type(v) in (int, float) and math.isfinite(v),
-    "translate": lambda v: isinstance(v, list) and len(v) == 2 and all(MOVES["rotate"](x) for x in v),
-    "attributes": lambda v: isinstance(v, dict) and all(MOVES["rotate"](x) for x in v.values()),
+    "rotate": lambda v: _is_number(v),
+    "translate": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
+    "attributes": lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
 }
 # realism is what a critic said of the image; nothing is made of it.
 NAMES = {"model", "weights", "seed", "device", "version", "latent", "realism", *CHECKS, *MOVES}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def check(recipe: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ CRITICS = ("stylegan2-discriminator",)  # arch of files that hold a critic alone
 TYPICAL = "typical."  # begins the names of a critic's tensors that are not its network's: see Typical in critic.py
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,20 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     header = read_header(path)
     tensors = read_tensors(path)
     if header.arch in CRITICS:
-        network = {name: tensor for name, tensor in tensors.items() if not name.startswith(TYPICAL)}
-        return Checkpoint("stylegan2", {}, {}, header.config, network, header.meta)
+        return Checkpoint("stylegan2", {}, {}, header.config, apart(tensors)[0], header.meta)
     return Checkpoint(header.arch, header.config, tensors, meta=header.meta)
+
+
+def apart(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Of a critic's tensors, or their shapes: those of its network, and those that begin with TYPICAL, without it."""
+    network = {name: value for name, value in tensors.items() if not name.startswith(TYPICAL)}
+    return network, {name.removeprefix(TYPICAL): value for name, value in tensors.items() if name not in network}
+
+
+def amend(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping[str, Array] | None = None) -> None:
+    """Give a file a further description and further tensors. Raises CheckpointError, OutputError."""
+    header = read_header(path)
+    write(path, header.arch, header.config, {**read_tensors(path), **(tensors or {})}, {**header.meta, **meta})
 
 
 def write(

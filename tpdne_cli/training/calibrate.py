@@ -23,8 +23,6 @@ IMAGES = 10_000
 TRUNCATIONS = (0.5, 0.7, 0.85, 1.0)
 FEWER = 2_000  # images at a truncation that is not the model's own
 
-Features = np.ndarray[Any, np.dtype[np.float32]]
-
 
 def calibrate(generator: Path | str, images: int = IMAGES, device: str = "auto", precision: str = "auto") -> Path:
     """Writes what the seeds 0, 1, ... look like to the critic at the model's own truncation; returns the critic's path.
@@ -46,23 +44,19 @@ def calibrate(generator: Path | str, images: int = IMAGES, device: str = "auto",
     curves = {psi: critic.quantiles(typical.scores(torch.from_numpy(found)).tolist()) for psi, found in seen.items()}
     about: dict[str, Any] = {"quantiles": curves.pop(own), "quantiles_of": images}
     about["quantiles_at"] = {f"{psi:g}": curve for psi, curve in curves.items()}
-    header = safetensors.read_header(judge.path)
-    tensors = safetensors.read_tensors(judge.path)
-    tensors |= {safetensors.TYPICAL + name: getattr(typical, name).numpy() for name in ("mean", "whitening")}
-    safetensors.write(judge.path, header.arch, header.config, tensors, {**header.meta, **about})
+    tensors = {safetensors.TYPICAL + name: getattr(typical, name).numpy() for name in ("mean", "whitening")}
+    safetensors.amend(judge.path, about, tensors)
     installing.record_anew(model.path)
     return judge.path
 
 
-def look(judge: critic.Critic, sampler: Sampler, count: int) -> Features:
+def look(judge: critic.Critic, sampler: Sampler, count: int) -> critic.Scores:
     """The features [count, F] that the critic sees in the images of the seeds 0, 1, ..."""
     judge.network.to(sampler.device).set_precision(sampler.precision)
     samples = sampler(range(count))
     parts = []
     while batch := list(islice(samples, sampler.batch_size)):
-        pixels = torch.from_numpy(np.stack([sample.pixels for sample in batch])).to(sampler.device)
-        with torch.inference_mode():
-            parts.append(judge.network.features(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).cpu().numpy())
+        parts.append(judge.features(np.stack([sample.pixels for sample in batch])))
     return np.concatenate(parts)
 
 

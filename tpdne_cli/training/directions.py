@@ -144,9 +144,7 @@ def store(model: models.Model, entries: Mapping[str, Any]) -> models.Model:
     """The model with these directions in its file. Raises CheckpointError for a file that is not ours, OutputError."""
     if not models.is_ours(model.path):
         raise CheckpointError(f"{model.path} is not of our format: tpdne models import makes one that is.")
-    header = safetensors.read_header(model.path)
-    about = {**header.meta, "directions": dict(entries)}
-    safetensors.write(model.path, header.arch, header.config, safetensors.read_tensors(model.path), about)
+    safetensors.amend(model.path, {"directions": dict(entries)})
     installing.record_anew(model.path)
     return models.load(model.path)
 
