@@ -90,3 +90,15 @@ def test_resampling_gradients_are_those_of_the_definition_to_second_order():
         torch.testing.assert_close(run(x), run(x.detach()), atol=1e-12, rtol=0)
         assert torch.autograd.gradcheck(run, x)
         assert torch.autograd.gradgradcheck(lambda x, run=run: run(x).square(), x)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("up, down, kernel", [(1, 1, 3), (1, 2, 3), (1, 2, 1), (2, 1, 3)])
+def test_a_bias_of_a_resampled_convolution_is_added_to_the_result(up, down, kernel, grad):
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 8, 8), (4, 3, kernel, kernel), (4,)))
+    f = ops.setup_filter((1, 3, 3, 1)).double()
+    with torch.set_grad_enabled(grad):
+        without = ops.conv2d_resample(x.requires_grad_(grad), w, f, up, down, padding=kernel // 2)
+        biased = ops.conv2d_resample(x, w, f, up, down, padding=kernel // 2, bias=b)
+    torch.testing.assert_close(biased, without + b[:, None, None], atol=1e-12, rtol=0)

@@ -12,7 +12,7 @@ from conftest import golden, load_tensors
 
 from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
 from tpdne_cli.networks.ops import prepare
-from tpdne_cli.networks.stylegan2 import Config, Generator, SynthesisLayer
+from tpdne_cli.networks.stylegan2 import Config, Generator, SynthesisLayer, ToRGB
 
 GENERATORS = [
     "sg2_skip", "sg2_skip_64ch", "sg2_resnet_clamp", "sg2_orig", "sg2_cond", "sg2_asymfilter", "sg2_filter1",
@@ -196,6 +196,27 @@ def test_half_precision_stays_close(dtype):
         half = generator(z)
     assert half.dtype == torch.float32
     assert (half - full).abs().mean() / full.std() < (0.01 if dtype == torch.float16 else 0.05)
+
+
+def test_torgb_learns_in_bfloat16_what_it_does_in_float32():
+    torch.manual_seed(0)
+    layer = ToRGB(32, 16, Config(resolution=16, w_dim=8))
+    x, w, pull = torch.randn(4, 32, 16, 16).bfloat16(), torch.randn(4, 8), torch.randn(4, 3, 16, 16)
+
+    def learn(module, x, w):
+        x.requires_grad_()
+        image = module(x, w)
+        image.mul(pull.to(image.dtype)).sum().backward()
+        return [t.double() for t in (image.detach(), x.grad, *(p.grad for p in module.parameters()))]
+
+    half = learn(layer, x.clone(), w)
+    weight, bias, style = layer.weight.double(), layer.bias.double(), layer.affine(w).double() / 32**0.5
+    image = torch.einsum("nihw,oi,ni->nohw", x.double(), weight[:, :, 0, 0], style) + bias[:, None, None]
+    torch.testing.assert_close(half[0], image, atol=0.02 * image.std().item(), rtol=0.02)
+    exact = ToRGB(32, 16, Config(resolution=16, w_dim=8))
+    exact.load_state_dict(layer.state_dict())
+    for got, want in zip(half[1:], learn(exact, x.float(), w)[1:], strict=True):
+        assert (got - want).norm() < 0.02 * want.norm()
 
 
 def test_gradients_reach_every_parameter():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tpdne_cli import models
@@ -414,6 +415,26 @@ def test_frozen_blocks_of_the_critic_stay_and_the_rest_learns(tmp_path: Path, pi
         f"b8.{name}" for name in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
     }
     assert state["d_optimizer"]["state"].keys() == {i for i, p in enumerate(resumed.parameters()) if p.requires_grad}
+
+
+def test_a_step_follows_the_gradients_of_both_losses_and_no_others(tmp_path: Path, pictures: Path) -> None:
+    """Both networks learn from one forward pass; here each loss has a pass of its own."""
+    run = Run(tiny(pictures, tmp_path, augment="none"), None)
+    generator, critic = run.nets.generator, run.nets.discriminator
+    reals = torch.rand(4, 3, 16, 16) * 2 - 1
+    fakes = run._generate()
+
+    d_loss = F.softplus(critic(fakes.detach())).mean() + F.softplus(-critic(reals)).mean()
+    g_loss = F.softplus(-critic(fakes)).mean()
+    wanted = {
+        "critic": torch.autograd.grad(d_loss, list(critic.parameters())),
+        "generator": torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True),
+    }
+    run._critic_on_reals(reals)
+    run._both_on_fakes(fakes)
+    for name, network in (("critic", critic), ("generator", generator)):
+        for (tensor, parameter), gradient in zip(network.named_parameters(), wanted[name], strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, t=tensor: f"{t}: {m}")
 
 
 def test_freezing_needs_something_to_freeze(tmp_path: Path, pictures: Path) -> None:

@@ -104,14 +104,20 @@ class _Resample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, up: Pair, down: Pair, padding: tuple[int, int, int, int]) -> Tensor:
         (n, c, h, w), (px0, px1, py0, py1) = x.shape, padding
-        if up != (1, 1):
-            spread = x.new_zeros(n, h * up[1], w * up[0], c).permute(0, 3, 1, 2)  # channels last
-            spread[:, :, :: up[1], :: up[0]] = x
-            x = spread
-        inner = (py0, px0) if px0 == px1 >= 0 and py0 == py1 >= 0 else None
-        x = x if inner else F.pad(x, [px0, px1, py0, py1])
+        if px0 == px1 >= 0 and py0 == py1 >= 0:
+            margin, inner = (0, 0, 0, 0), (py0, px0)  # the convolution's own padding does
+        else:
+            margin, inner = padding, (0, 0)
+        if up == (1, 1):
+            x = x if inner != (0, 0) else F.pad(x, margin)
+        else:  # zeros around and between in one piece
+            left, right, top, bottom = (max(side, 0) for side in margin)
+            size = (n, top + h * up[1] + bottom, left + w * up[0] + right, c)
+            spread = x.new_zeros(size).permute(0, 3, 1, 2)  # channels last
+            spread[:, :, top : top + h * up[1] : up[1], left : left + w * up[0] : up[0]] = x
+            x = spread if min(margin) >= 0 else F.pad(spread, [min(side, 0) for side in margin])
         kernel = taps.to(x.dtype).expand(c, 1, -1, -1)
-        y = F.conv2d(x, kernel, groups=c, padding=inner or 0, stride=(down[1], down[0]))
+        y = F.conv2d(x, kernel, groups=c, padding=inner, stride=(down[1], down[0]))
         kh, kw = taps.shape
         px1 = w * up[0] - y.shape[3] * down[0] + px0 - up[0] + 1
         py1 = h * up[1] - y.shape[2] * down[1] + py0 - up[1] + 1
@@ -177,12 +183,12 @@ def is_lone(x: Tensor) -> bool:
     return len(x) == 1 and x.numel() <= SMALL_IMAGE and x.device.type == "cpu"
 
 
-def conv2d(x: Tensor, w: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """F.conv2d of x [N, I, H, W] with w [O, I, k, k]; a row's bits are the same in every batch."""
+def conv2d(x: Tensor, w: Tensor, b: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """F.conv2d of x [N, I, H, W] with w [O, I, k, k], b [O]; a row's bits are the same in every batch."""
     if torch.is_grad_enabled():
-        return F.conv2d(x, w, stride=stride, padding=padding)
+        return F.conv2d(x, w, b, stride=stride, padding=padding)
     dilation = 2 if w.shape[2:] == (1, 1) else 1
-    y = F.conv2d(torch.cat([x, x]) if is_lone(x) else x, w, stride=stride, padding=padding, dilation=dilation)
+    y = F.conv2d(torch.cat([x, x]) if is_lone(x) else x, w, b, stride=stride, padding=padding, dilation=dilation)
     return y[: len(x)]
 
 
@@ -202,10 +208,11 @@ def conv2d_resample(
     down: int = 1,
     padding: int = 0,
     flip_weight: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """A convolution between a zero-inserting upsampling and a decimation, both band-limited by f (1912.04958, app. B).
 
-    x: [N, I, H, W], w: [O, I, kh, kw]. flip_weight=True is torch's correlation, False a true convolution.
+    x: [N, I, H, W], w: [O, I, kh, kw], bias: [O]. flip_weight=True is torch's correlation, False a true convolution.
     """
     kh, kw = w.shape[2:]
     fw, fh = filter_size(f)
@@ -217,15 +224,16 @@ def conv2d_resample(
         px1 += (fw - up) // 2 - (kw - up)
         py0 += (fh + up - 1) // 2 - (kh - 1)
         py1 += (fh - up) // 2 - (kh - up)
-        return upfirdn2d(x, f, padding=(px0, px1, py0, py1), gain=up * up)
+        x = upfirdn2d(x, f, padding=(px0, px1, py0, py1), gain=up * up)
+        return x if bias is None else x + bias[:, None, None]
     w = w if flip_weight else w.flip([2, 3])
     if down > 1:
         px0, px1 = px0 + (fw - down + 1) // 2, px1 + (fw - down) // 2
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
         if kh == kw == 1:  # filter only the samples that are kept
-            return conv2d(upfirdn2d(x, f, down=down, padding=(px0, px1, py0, py1)), w)
-        return conv2d(upfirdn2d(x, f, padding=(px0, px1, py0, py1)), w, stride=down)
-    return conv2d(x, w, padding=padding)
+            return conv2d(upfirdn2d(x, f, down=down, padding=(px0, px1, py0, py1)), w, bias)
+        return conv2d(upfirdn2d(x, f, padding=(px0, px1, py0, py1)), w, bias, stride=down)
+    return conv2d(x, w, bias, padding=padding)
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

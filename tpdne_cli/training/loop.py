@@ -135,16 +135,23 @@ class Run:
                 since += saved - now
 
     def step(self) -> None:
-        """One batch: discriminator, its R1 penalty every `r1_every` steps, generator, moving average."""
+        """One batch: both losses, the critic's R1 penalty every `r1_every` steps, moving average.
+
+        Generator and critic learn from one and the same answer of the critic, neither from the other's newest step: a
+        forward pass less than taking turns.
+        """
         catching_up = self.counters.stage > 0 and self.counters.stage_images < self.config.critic_head_start
         reals = self._next_reals()
+        real_logits = self._critic_on_reals(reals)
         with torch.set_grad_enabled(not catching_up):
             fakes = self._generate()
-        self._step_discriminator(reals, fakes.detach())
+        self._both_on_fakes(fakes)
+        self._apply(self.d_optimizer)
+        self._watch_overfitting(real_logits)
         if self.counters.steps % self.config.r1_every == 0:
             self._step_r1(reals)
         if not catching_up:
-            self._step_generator(fakes)
+            self._apply(self.g_optimizer)
             self._step_average()
         self.counters.steps += 1
         self.counters.images += self.config.batch
@@ -182,20 +189,31 @@ class Run:
         images: torch.Tensor = self._synthesis(torch.where(mixed & (layer >= crossover), other, ws), noise="random")
         return images
 
-    def _step_discriminator(self, reals: torch.Tensor, fakes: torch.Tensor) -> None:
-        real_logits = self._critic(self.augment(reals))
-        real_loss = losses.real_loss(real_logits)
-        real_loss.backward()  # type: ignore[no-untyped-call]
-        fake_logits = self._critic(self.augment(fakes))
-        fake_loss = losses.fake_loss(fake_logits)
-        fake_loss.backward()  # type: ignore[no-untyped-call]
-        self._apply(self.d_optimizer)
-        r_t = real_logits.detach().sign().mean()
+    def _critic_on_reals(self, reals: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._critic(self.augment(reals))
+        loss = losses.real_loss(logits)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._note("real_loss", loss)
+        self._note("real_score", logits.mean())
+        return logits.detach()
+
+    def _both_on_fakes(self, fakes: torch.Tensor) -> None:
+        """Gradients of the critic and, where `fakes` have a history, of the generator."""
+        logits = self._critic(self.augment(fakes))
+        loss = losses.fake_loss(logits)
+        learning = [p for p in self.nets.discriminator.parameters() if p.requires_grad]
+        loss.backward(inputs=learning, retain_graph=fakes.requires_grad)  # type: ignore[no-untyped-call]
+        self._note("fake_loss", loss)
+        self._note("fake_score", logits.mean())
+        if fakes.requires_grad:
+            loss = losses.generator_loss(logits)
+            loss.backward(inputs=list(self.nets.generator.parameters()))  # type: ignore[no-untyped-call]
+            self._note("generator_loss", loss)
+
+    def _watch_overfitting(self, real_logits: torch.Tensor) -> None:
+        r_t = real_logits.sign().mean()  # section 3.1 of arXiv 2006.06676
         if isinstance(self.augment, Ada):
             self.augment.update(r_t, self.config.batch)
-        self._note("discriminator_loss", real_loss + fake_loss)
-        self._note("real_score", real_logits.mean())
-        self._note("fake_score", fake_logits.mean())
         self._note("r_t", r_t)
 
     def _step_r1(self, reals: torch.Tensor) -> None:
@@ -207,20 +225,6 @@ class Run:
         (penalty * (gamma / 2 * self.config.r1_every)).backward()  # type: ignore[no-untyped-call]
         self._apply(self.d_optimizer)
         self._note("r1", penalty)
-
-    def _step_generator(self, fakes: torch.Tensor) -> None:
-        self._let_critic_learn(False)
-        loss = losses.generator_loss(self._critic(self.augment(fakes)))
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._let_critic_learn(True)
-        self._apply(self.g_optimizer)
-        self._note("generator_loss", loss)
-
-    def _let_critic_learn(self, learns: bool) -> None:
-        """Whether its tensors get gradients; those of frozen blocks never do (Mo et al. 2020, arXiv 2002.10964)."""
-        critic = self.nets.discriminator.requires_grad_(learns)
-        for name in self.config.frozen:
-            critic.get_submodule(name).requires_grad_(False)
 
     def _step_average(self) -> None:
         seen = self.counters.before + self.counters.images
@@ -244,7 +248,8 @@ class Run:
         for half in (nets.generator.synthesis, nets.ema.synthesis, nets.discriminator):
             half.set_precision(self.dtype)
         self.nets = nets
-        self._let_critic_learn(True)
+        for name in self.config.frozen:  # Mo et al. 2020, arXiv 2002.10964
+            nets.discriminator.get_submodule(name).requires_grad_(False)
         lr, lazy = self.config.learning_rate, self.config.r1_every / (self.config.r1_every + 1)
         fused = self.device.type in ("cpu", "cuda")
         self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
@@ -331,7 +336,7 @@ class Run:
             seconds=round(self.counters.seconds, 1),
             images_per_second=round(speed, 2),
             generator_loss=means.get("generator_loss", math.nan),
-            discriminator_loss=means["discriminator_loss"],
+            discriminator_loss=means["real_loss"] + means["fake_loss"],
             r1=means.get("r1", math.nan),
             real_score=means["real_score"],
             fake_score=means["fake_score"],
