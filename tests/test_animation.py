@@ -20,6 +20,7 @@ from PIL import Image
 from tpdne_cli import animation, metadata
 from tpdne_cli.animation import Motion, check, format_for, save_animation
 from tpdne_cli.errors import ImageError, OutputError, SettingsError
+from tpdne_cli.sampler import Sample
 
 RECIPE = {"model": "faces", "seed": [1, "zwei"], "latent": {"kind": "walk", "frames": 6}}
 STILL = ("gif", "webp", "png")  # what Pillow reads
@@ -106,6 +107,16 @@ def test_marks_are_read_back_and_the_fingerprint_holds(tmp_path, format):
     assert (marks.image["width"], marks.image["height"], marks.image["format"]) == (48, 32, format)
     bare, _ = save(tmp_path, format, film(6))
     assert metadata.read_marks(bare) == metadata.Marks()
+
+
+@pytest.mark.parametrize("format", STILL)
+def test_samples_leave_the_mark_without_being_asked(tmp_path, format):
+    samples = [Sample(k, pixels, {"seed": k}, 0.0) for k, pixels in enumerate(film(3))]
+    path, count = save(tmp_path, format, iter(samples))
+    marks = metadata.read_marks(path)
+    assert count == 3 and marks.source_type == metadata.SYNTHETIC and "seed" not in marks.recipe
+    path, _ = save(tmp_path, format, samples, metadata=False)
+    assert metadata.read_marks(path) == metadata.Marks()
 
 
 @pytest.mark.parametrize("format", [*STILL, "mp4"])

@@ -256,7 +256,8 @@ def test_candidates_count_on_from_the_last_seed():
         return list(itertools.islice(candidates(seeds), n))
 
     assert first([5], 3) == [5, 6, 7]
-    assert first([9, 2, 4], 5) == [9, 2, 4, 5, 6]
+    assert first([9, 2, 4], 9) == [9, 2, 4, 5, 6, 7, 8, 10, 11], "9 had its turn"
+    assert first(["ann#1", "ann"], 4) == ["ann#1", "ann", "ann#2", "ann#3"]
     assert first(["ann", "bob"], 4) == ["ann", "bob", "bob#1", "bob#2"]
     assert first(["ann", "ann#1"], 4) == ["ann", "ann#1", "ann#2", "ann#3"], "as --seed ann --count 4 has it"
     assert first([2**32 - 2], 5) == [2**32 - 2, 2**32 - 1], "there are no more"

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from test_images import WAYS, face
 
-from tpdne_cli import images, metadata
+from tpdne_cli import containers, images, metadata
+from tpdne_cli.animation import save_animation
 from tpdne_cli.errors import ImageError, ModelNotFoundError
 from tpdne_cli.inspection import LOSSY_BOUND, Report, inspect, verify
 
@@ -271,6 +272,53 @@ def test_one_true_frame_does_not_vouch_for_an_animation(tmp_path, format):
     moving = save_again(still, first, **(settings if format == "webp" else {"save_all": True, "append_images": others}))
     assert np.array_equal(images.read_pixels(moving), regenerate(RECIPE)), "the first frame is the one of the recipe"
     says(verify(moving, regenerate), "unverifiable", "animation")
+
+
+@pytest.mark.parametrize("format", ["gif", "mp4"])
+@pytest.mark.parametrize("side", [16, 33])
+def test_animations_that_keep_no_fingerprint_say_what_they_claim(tmp_path, format, side):
+    if format == "mp4":
+        pytest.importorskip("av")
+    path = tmp_path / f"walk.{format}"
+    frames = [np.full((side, side, 3), level, np.uint8) for level in (10, 200)]
+    save_animation(frames, path, recipe=RECIPE)
+    report = inspect(path)
+    says(report, "claimed", "made by tpdne", format, "edited")
+    assert report.recipe == RECIPE and report.synthetic and not report.intact and report.format == format
+    assert (report.width, report.height) == ((side + side % 2,) * 2 if format == "mp4" else (side, side))
+    says(verify(path, regenerate), "unverifiable", "animation")
+    save_animation(frames, path)
+    says(inspect(path), "unmarked")
+    says(verify(path, regenerate), "unmarked")
+    path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(ImageError, match="is damaged"):
+        inspect(path)
+
+
+def test_another_programs_gif_and_its_many_blocks(tmp_path):
+    path = tmp_path / "other.gif"
+    Image.new("P", (7, 5)).save(path, comment=b"x" * 1000)
+    report = inspect(path)
+    says(report, "unmarked")
+    assert (report.width, report.height) == (7, 5)
+    path.write_bytes(path.read_bytes()[:13] + b"!\xff" + b"\x01a" * 500_000)  # ends after MAX_BLOCKS steps
+    says(inspect(path), "unmarked")
+
+
+def test_a_sheet_too_large_to_be_decoded_is_taken_as_it_says(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(images, "read_pixels", None)
+    says(inspect(path), "intact", "made by tpdne")
+    says(verify(path, regenerate), "unverifiable", "a sheet of many images")
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_dimensions_without_decoding(tmp_path, format):
+    data = images.encode(np.zeros((20, 31, 3), np.uint8), format, recipe=RECIPE)
+    assert containers.dimensions(data) == (31, 20)
+    bare = images.encode(np.zeros((20, 31, 3), np.uint8), format)
+    assert containers.dimensions(bare) == (None if format == "webp" else (31, 20)), "its simple layout hides it"
 
 
 def test_what_is_no_image(tmp_path):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from tpdne_cli import images, metadata, models
 from tpdne_cli.errors import ImageError, OutputError, SettingsError
+from tpdne_cli.inspection import inspect
 from tpdne_cli.montage import PAPER, Layout, save_sheet
-from tpdne_cli.sampler import Sampler
+from tpdne_cli.sampler import Sample, Sampler
 
 RECIPE = {"model": "faces", "seed": "0-5"}
 
@@ -93,6 +94,18 @@ def test_marks(tmp_path, format):
     assert marks.image["data"] == metadata.fingerprint(path) and marks.image["format"] == format
     assert (marks.image["width"], marks.image["height"]) == opened(path).shape[1::-1]
     save_sheet(cells(4), path, (2, 2))
+    assert metadata.read_marks(path) == metadata.Marks(), "arrays could be photographs"
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_samples_leave_the_mark_without_being_asked(tmp_path, format):
+    path = tmp_path / f"sheet.{format}"
+    samples = [None, *(Sample(k, pixels, {"seed": k}, 0.0) for k, pixels in enumerate(cells(3)))]
+    save_sheet(iter(samples), path, (2, 2))
+    marks = metadata.read_marks(path)
+    assert marks.source_type == metadata.SYNTHETIC and "seed" not in marks.recipe
+    assert "made by tpdne" in inspect(path).sentence and "unknown" not in inspect(path).sentence
+    save_sheet(samples, path, (2, 2), metadata=False)
     assert metadata.read_marks(path) == metadata.Marks()
 
 

@@ -22,7 +22,7 @@ from tpdne_cli import models
 from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
 from tpdne_cli.networks.ops import downsample2d, setup_filter, upsample2d
 from tpdne_cli.training import checkpoint, data, growth, losses, precision
-from tpdne_cli.training.augment import Ada, DiffAugment
+from tpdne_cli.training.augment import Ada, DiffAugment, sample
 from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule, recommended
 from tpdne_cli.training.export import export
 from tpdne_cli.training.loop import Run, train
@@ -111,6 +111,19 @@ def test_transparency_becomes_white_and_grey_becomes_colour(tmp_path: Path) -> N
     assert (found[0] == 255).all() and (found[1] == 7).all()
 
 
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        assert image.mode.startswith("I")
+    assert np.abs(data.load_images(tmp_path, 8)[0].numpy() - ramp / 257).max() < 1
+
+
+def test_pictures_too_small_for_the_last_stage_are_refused_at_the_first(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(TrainingError, match="16x16 pixels, smaller than the 32"):
+        Run(tiny(pictures, tmp_path / "run", schedule="16:4,32"), None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -197,6 +210,17 @@ def test_translation_moves_by_whole_pixels_and_fills_with_grey() -> None:
     for i in range(32):
         shifts = [padded[i, :, a : a + 16, b : b + 16] for a in range(5) for b in range(5)]
         assert any(torch.equal(y[i], shifted) for shifted in shifts)
+
+
+@pytest.mark.parametrize(("mode", "padding"), [("nearest", "zeros"), ("bilinear", "reflection")])
+def test_sampling_is_torchs_and_can_be_derived_twice(mode: str, padding: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    grid = torch.rand(2, 5, 5, 2, dtype=torch.float64) * 3 - 1.5
+    ours = sample(x, grid, mode, padding)
+    assert torch.equal(ours, F.grid_sample(x, grid, mode, padding, align_corners=False))
+    assert torch.autograd.gradcheck(lambda x: sample(x, grid, mode, padding), x)
+    assert torch.autograd.gradgradcheck(lambda x: sample(x, grid, mode, padding).square(), x)
 
 
 def test_cutout_takes_at_most_a_quarter() -> None:
@@ -437,6 +461,85 @@ def test_a_step_follows_the_gradients_of_both_losses_and_no_others(tmp_path: Pat
             torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, t=tensor: f"{t}: {m}")
 
 
+def test_a_generator_that_comes_without_its_critic(tmp_path: Path, pictures: Path) -> None:
+    """A fresh critic gets a head start, since it would teach nonsense, and is not frozen as it was born."""
+    train(tiny(pictures, tmp_path / "first"))
+    path, critic = export(tmp_path / "first", tmp_path / "first.safetensors")
+    critic.unlink()
+    config = tiny(pictures, tmp_path / "second", from_model=str(path), critic_head_start=8, images=8)
+    with pytest.raises(TrainingError, match="no critic beside it"):
+        Run(dataclasses.replace(config, freeze_critic=1), None)
+    train(config)
+    state = checkpoint.load(tmp_path / "second")
+    begun = growth.from_file(path, 16)
+    assert torch.equal(state["generator"]["synthesis.b16.conv1.weight"], begun.generator.synthesis.b16.conv1.weight)
+    assert not torch.equal(state["discriminator"]["b16.conv1.weight"], begun.discriminator.b16.conv1.weight)
+    run = Run(config, state)
+    run.step()
+    moved = run.nets.generator.synthesis.b16.conv1.weight
+    assert not torch.equal(moved, begun.generator.synthesis.b16.conv1.weight), "once the critic has caught up"
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"c_dim": 3}, "classes"), ({"img_channels": 1}, "red, green, blue")])
+def test_generators_that_training_does_not_know(tmp_path: Path, changes: dict, words: str) -> None:
+    from tpdne_cli.networks.stylegan2 import Config, Generator
+
+    config = Config(8, 128, 8, z_dim=8, w_dim=8, mapping_layers=2, **changes)
+    models.save(tmp_path / "g.safetensors", "stylegan2", config, Generator(config).state_dict())
+    with pytest.raises(TrainingError, match=words):
+        growth.from_file(tmp_path / "g.safetensors", 8)
+
+
+def test_a_generator_that_clamps_and_knows_no_mean_w_can_be_trained(tmp_path: Path, pictures: Path) -> None:
+    from tpdne_cli.networks.stylegan2 import Config, Generator
+
+    config = Config(16, 128, 8, z_dim=8, w_dim=8, mapping_layers=2, conv_clamp=0.5)
+    source = Generator(config)
+    tensors = {name: tensor for name, tensor in source.state_dict().items() if name != "mapping.w_avg"}
+    models.save(tmp_path / "g.safetensors", "stylegan2", config, tensors)
+    run = Run(tiny(pictures, tmp_path / "run", from_model=str(tmp_path / "g.safetensors"), critic_head_start=0), None)
+    run.step()
+    assert run.nets.generator.mapping.w_avg.abs().max() > 0
+    assert not torch.equal(run.nets.generator.synthesis.b16.conv1.weight, source.synthesis.b16.conv1.weight)
+
+
+def test_what_no_run_can_be(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(TrainingError, match="groups of 4: a batch of 6"):
+        tiny(pictures, tmp_path, batch=6)
+    with pytest.raises(TrainingError, match="channel_base is 64, and must be at least 128"):
+        tiny(pictures, tmp_path, schedule="64:4,128", channel_base=64)
+
+
+def test_a_resumed_run_stays_at_its_resolution(tmp_path: Path, pictures: Path) -> None:
+    config = tiny(pictures, tmp_path / "run", schedule="8:8,16", images=12)
+    train(config)
+    state = checkpoint.load(tmp_path / "run")
+    run = Run(dataclasses.replace(config, schedule="16", images=16), state)
+    assert run.stage == Stage(16, None)
+    run.step()
+    with pytest.raises(TrainingError, match="stands at 16 px, which the schedule 32 does not have"):
+        Run(dataclasses.replace(config, schedule="32"), state)
+
+
+def test_a_critic_that_is_no_number_is_not_stored(tmp_path: Path, pictures: Path) -> None:
+    run = Run(tiny(pictures, tmp_path), None)
+    run.nets.discriminator.b16.conv0.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="The critic holds values that are not numbers"):
+        run.save()
+    assert not checkpoint.exists(tmp_path)
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_state: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"cannot be written: .*unexpected pos 64 vs 0\.$"):
+        checkpoint.save(tmp_path, {})
+    assert not list(tmp_path.iterdir()), "what is half written does not stay on a full disk"
+
+
 def test_freezing_needs_something_to_freeze(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(TrainingError, match="needs a model"):
         tiny(pictures, tmp_path, freeze_critic=1)
@@ -487,7 +590,12 @@ def test_precision_is_probed_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
         assert precision.choose_dtype("auto", cpu) == auto
         assert precision.choose_dtype("float32", cpu) == torch.float32
+    for before in ("bfloat16", "float32"):  # a run that goes on, whatever the clock says this time
+        for gain in (0.9, 4.0):
+            monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
+            assert precision.choose_dtype("auto", cpu, before) == getattr(torch, before)
     monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.0)
+    assert precision.choose_dtype("auto", cpu, "bfloat16") == torch.float32, "where it crashes"
     with pytest.raises(DeviceError, match="float32"):
         precision.choose_dtype("bfloat16", cpu)
     monkeypatch.undo()

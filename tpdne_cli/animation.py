@@ -17,24 +17,21 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from tpdne_cli import images
+from tpdne_cli import images, metadata
 from tpdne_cli.errors import ImageError, SettingsError
 from tpdne_cli.pipeline import in_order
 from tpdne_cli.sampler import Pixels, Sample
-from tpdne_cli.streaming import Destination, packet, spooled
+from tpdne_cli.streaming import Destination, packet, recipe_of, spooled
 
 FPS = 25
 MAX_FPS = {"gif": 50, "webp": 1000, "png": 1000, "mp4": 240}  # browsers slow GIFs down that ask for more
 SUFFIXES = {".gif": "gif", ".webp": "webp", ".png": "png", ".apng": "png", ".mp4": "mp4"}
 QUALITIES = {"webp": 90, "mp4": 65}  # 65 is H.264's constant rate factor 18, which the eye takes for lossless
 PALETTE_PIXELS = 1 << 20  # so many, evenly taken from all frames, decide on the palette
-
-_UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP Specification part 3, section 1.1.5 (MPEG-4)
-_GIF_XMP_END = bytes([1, *range(255, -1, -1), 0])  # leads a decoder that knows no XMP out of the packet
 
 
 class Motion(NamedTuple):
@@ -86,12 +83,14 @@ def save_animation(
     quality: int | None = None,
     size: int | None = None,
     recipe: Mapping[str, Any] | None = None,
+    metadata: bool = True,
     replace: bool = True,
 ) -> int:
     """Write frames (Samples, or uint8 [H, W, 3 or 1]) as .gif, .webp, .png/.apng or .mp4, which all repeat for ever.
 
     path: a name, or a binary stream, for which `format` must be given. quality: 1-100, for webp (100: lossless) and
-    mp4. size: longest side. recipe: goes into the file with the mark of a synthetic image (None: neither of them).
+    mp4. size: longest side. recipe: goes into the file with the mark of a synthetic image; without one Samples leave
+    the mark, and arrays, which could be photographs, nothing. metadata: False leaves all of it out.
     Returns the number of frames. Raises SettingsError as `check` does, OutputError where the file cannot be written
     (or is there, and not to be replaced), ImageError for frames of different sizes.
     """
@@ -102,10 +101,13 @@ def save_animation(
             raise SettingsError(f"{name} does not end with {', '.join(SUFFIXES)}: its name says how to write it.")
     check(format, fps, quality)
     folder = Path(path).parent if isinstance(path, (str, os.PathLike)) else None
-    motion = Motion(Fraction(fps).limit_denominator(1001), quality or QUALITIES.get(format), recipe, folder)
     write = {"gif": write_gif, "webp": write_webp, "png": write_apng, "mp4": write_mp4}[format]
-    pixels = (frame.pixels if isinstance(frame, Sample) else frame for frame in frames)
     with spooled(path, replace) as file:
+        frames = iter(frames)
+        leading = list(islice(frames, 1))
+        said = recipe_of(leading[0] if leading else None, recipe, metadata)
+        motion = Motion(Fraction(fps).limit_denominator(1001), quality or QUALITIES.get(format), said, folder)
+        pixels = (frame.pixels if isinstance(frame, Sample) else frame for frame in chain(leading, frames))
         return write(_alike(pixels if size is None else (images.resize(p, size) for p in pixels)), file, motion)
 
 
@@ -236,7 +238,8 @@ def write_gif(frames: Iterator[Pixels], file: BinaryIO, motion: Motion) -> int:
         file.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0xF7, 0, 0) + colours)
         file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")
         if motion.recipe is not None:
-            file.write(b"!\xff\x0bXMP DataXMP" + motion.packet("gif", width, height, count) + _GIF_XMP_END)
+            mark = motion.packet("gif", width, height, count)
+            file.write(b"!\xff" + metadata.GIF_KEY + mark + metadata.GIF_END)
 
         def encoded(pixels: Pixels) -> bytes:
             if channels == 1:
@@ -300,7 +303,7 @@ def write_mp4(frames: Iterator[Pixels], file: BinaryIO, motion: Motion) -> int:
         with path.open("rb") as written:
             shutil.copyfileobj(written, file)
     if motion.recipe is not None:
-        mark = _UUID_XMP + motion.packet("mp4", width, height, count)
+        mark = metadata.MP4_KEY + motion.packet("mp4", width, height, count)
         file.write(struct.pack(">I", 8 + len(mark)) + b"uuid" + mark)
     return count
 

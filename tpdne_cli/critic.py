@@ -226,12 +226,19 @@ def quantiles(scores: Iterable[float]) -> list[float]:
 
 
 def candidates(seeds: Sequence[Seed]) -> Iterator[Seed]:
-    """The seeds, and then for as long as wanted those that follow the last one, as seeds.successors counts on."""
+    """The seeds, and then for as long as wanted those that follow the last one, as seeds.successors counts on.
+
+    None comes twice that was not given twice.
+    """
     first, last, number = seeds[0], seeds[-1], len(seeds)
+    further: Iterable[Seed]
     if isinstance(last, int):
-        return chain(seeds, range(last + 1, MAX_SEED + 1))
-    text, k = (first, number) if last == f"{first}#{number - 1}" else (last, 1)
-    return chain(seeds, (f"{text}#{i}" for i in count(k)))
+        further = range(last + 1, MAX_SEED + 1)
+    else:
+        text, k = (first, number) if last == f"{first}#{number - 1}" else (last, 1)
+        further = (f"{text}#{i}" for i in count(k))
+    given = seeds if isinstance(seeds, range) else set(seeds)
+    return chain(seeds, (seed for seed in further if seed not in given))
 
 
 class Judged:

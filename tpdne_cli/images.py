@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # numpy and Pillow are imported where pixels are touched: rea
 
     Pixels = NDArray[np.uint8]  # [H, W, 3] or [H, W, 1]
 
+MAX_PIXELS = 89_478_485  # what Pillow takes for harmless
 MAX_SIDE = 16_383  # of WebP, the smallest limit of the three
 
 
@@ -119,7 +120,8 @@ def read_pixels(source: str | os.PathLike[str] | bytes) -> Pixels:
     from PIL import Image
 
     name = metadata.name_of(source)
-    metadata.format_of(source)  # has the sentences for a file that is missing, or something else
+    if metadata.format_of(source) not in FORMATS:  # which has the sentences for a file that is missing
+        raise ImageError(f"{name} is not a PNG, JPEG or WebP image: give a file that is.")
     try:
         file = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
         with warnings.catch_warnings():

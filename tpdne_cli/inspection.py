@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import images, metadata
+from . import containers, images, metadata
+from .errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,7 @@ _CHANGED_SHARE = 0.25
 
 Verdict = Literal[
     "verified",  # made again from its recipe, with the same pixels (lossy: within LOSSY_BOUND)
+    "claimed",  # bears a recipe in a format that keeps no fingerprint: GIF and MP4
     "intact",  # untouched since it was written, by its own fingerprint; not made again, so still a claim
     "rewritten",  # encoded again since it was written; only `verify` can tell what became of the pixels
     "resized",  # another size than it was written with: cropped, resized or turned
@@ -63,12 +65,20 @@ class Report:
 
 
 def inspect(path: str | os.PathLike[str]) -> Report:
-    """What a PNG, JPEG or WebP file says of itself, and whether it was touched since; nothing is generated.
+    """What an image or an animation says of itself, and whether it was touched since; nothing is generated.
 
     Never 'verified': fingerprints find accidents and honest edits, but anybody can compute one. Raises ImageError for
-    what is not an image or is damaged.
+    what is not an image or is damaged. A sheet of ours that is too large to be decoded is taken as it says.
     """
-    return _examine(path, images.read_pixels(path), metadata.read_marks(path))
+    marks, size = metadata.read_marks(path), containers.dimensions(path)
+    is_image = containers.format_of(path) in images.FORMATS
+    if size is None and not is_image:
+        raise ImageError(f"{metadata.name_of(path)} is damaged: make it or copy it again.")
+    if is_image and (size is None or marks.recipe is None or size[0] * size[1] <= images.MAX_PIXELS):
+        height, width = images.read_pixels(path).shape[:2]
+        size = width, height
+    assert size is not None
+    return _examine(path, *size, marks)
 
 
 def verify(
@@ -82,12 +92,14 @@ def verify(
     """
     import numpy as np
 
-    pixels, marks = images.read_pixels(path), metadata.read_marks(path)
-    report = _examine(path, pixels, marks)
+    report = inspect(path)
     if report.recipe is None or report.verdict == "resized":
         return report
-    if _is_animated(path):  # one true frame would vouch for all the others
+    if report.format not in images.FORMATS or _is_animated(path):  # one true frame would vouch for all the others
         return unverifiable(path, "It is an animation, and only single images are.")
+    if report.width * report.height > images.MAX_PIXELS:
+        return unverifiable(path, "It is a sheet of many images, and only single ones are.")
+    pixels, marks = images.read_pixels(path), metadata.read_marks(path)
     format, quality = _encoding(marks)
     again = images.resize(regenerate(report.recipe), max(pixels.shape[:2]))
     again = images.read_pixels(images.encode(again, format, quality))
@@ -114,23 +126,24 @@ def unverifiable(path: str | os.PathLike[str], reason: object) -> Report:
     return replace(report, verdict="unverifiable", sentence=sentence)
 
 
-def _examine(path: str | os.PathLike[str], pixels: Pixels, marks: metadata.Marks) -> Report:
-    height, width = pixels.shape[:2]
-    written = marks.image or {}
+def _examine(path: str | os.PathLike[str], width: int, height: int, marks: metadata.Marks) -> Report:
+    written, format = marks.image or {}, containers.format_of(path)
     synthetic = marks.source_type == metadata.SYNTHETIC
     intact = written.get("data") == metadata.fingerprint(path)
     verdict: Verdict
     if marks.recipe is None:
         verdict = "foreign" if synthetic else "unmarked"
-    elif (written.get("width", width), written.get("height", height)) != (width, height):
+    elif not _is_as_large(written, width, height, even=format == "mp4"):
         verdict = "resized"
+    elif format not in images.FORMATS:
+        verdict = "claimed"
     else:
         verdict = "intact" if intact else "rewritten"
     report = Report(
         path=os.fspath(path),
         verdict=verdict,
         sentence="",
-        format=metadata.format_of(path),
+        format=format,
         width=width,
         height=height,
         synthetic=synthetic,
@@ -139,6 +152,14 @@ def _examine(path: str | os.PathLike[str], pixels: Pixels, marks: metadata.Marks
         recipe=marks.recipe,
     )
     return _with_sentence(report, marks)
+
+
+def _is_as_large(written: Mapping[str, Any], width: int, height: int, even: bool) -> bool:
+    """Whether a file still has the size that it was written with; even: as a video has it."""
+    sides = written.get("width", width), written.get("height", height)
+    return sides == (width, height) or (
+        even and [side + side % 2 for side in sides if type(side) is int] == [width, height]
+    )
 
 
 def _is_animated(path: str | os.PathLike[str]) -> bool:
@@ -173,7 +194,7 @@ def _with_sentence(report: Report, marks: metadata.Marks) -> Report:
     recipe, written = report.recipe or {}, marks.image or {}
     subject = {"faces": "This person", "cats": "This cat"}.get(str(recipe.get("model")), "What this image shows")
     seed = f"seed {_plain(recipe.get('seed'))}"
-    maker = f"tpdne {_plain(recipe.get('version'))} from {seed}"
+    maker = f"tpdne {_plain(recipe.get('version'))}" + (f" from {seed}" if "seed" in recipe else "")
     apart = f"up to {report.max_difference} of 255 levels apart"
     size, was = f"{report.width}x{report.height}", f"{_plain(written.get('width'))}x{_plain(written.get('height'))}"
     setting = f"{_plain(recipe.get('precision'))} on {_plain(recipe.get('device'))}"
@@ -181,6 +202,7 @@ def _with_sentence(report: Report, marks: metadata.Marks) -> Report:
     since = "" if report.intact else ", though the file was saved again since"
     sentence = {
         "verified": f"{subject} does not exist: made by {maker}, {again}{since}.",
+        "claimed": f"It says that it was made by {maker}; a {report.format} does not tell whether it was edited since.",
         "intact": f"It says that it was made by {maker}, and is untouched since; only making it again can prove it.",
         "rewritten": f"It says that it was made by {maker}, but was saved again or edited since.",
         "resized": f"It was {was} pixels when made by {maker} and is {size} now: cropped, resized or turned since.",

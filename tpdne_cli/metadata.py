@@ -9,36 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import html
-import io
 import json
 import os
 import struct
-import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 from xml.parsers import expat
 
 from . import __version__
+from .containers import JPEG, PNG, Block, blocks, opened, read_at
+from .containers import format_of as format_of
+from .containers import name_of as name_of
 from .errors import ImageError
 
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 MAX_PACKET = 65_504  # one JPEG segment; the same for all formats, so that any image can be converted
 MAX_FOREIGN_PACKET = 1 << 20  # other programs append history and padding; beyond this it is not worth a look
-MAX_BLOCKS = 1 << 16  # a hostile file may consist of a million empty parts
 
 _IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _OURS = "urn:x-tpdne:1/"
 _FIELDS = {f"{_IPTC} DigitalSourceType", f"{_XMP} CreatorTool", f"{_OURS} recipe", f"{_OURS} image"}
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _PNG_KEY = b"XML:com.adobe.xmp"
 _JPEG_KEY = b"http://ns.adobe.com/xap/1.0/\0"
+GIF_KEY = b"\x0bXMP DataXMP"
+GIF_END = bytes([1, *range(255, -1, -1), 0])  # leads a decoder that knows no XMP out of the packet
+MP4_KEY = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP Specification part 3, section 1.1.5 (MPEG-4)
 _WEBP_XMP_FLAG = 0x04
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -63,13 +62,6 @@ class Marks:
     tool: str | None = None
     recipe: dict[str, Any] | None = None  # as it was given to `images.encode`
     image: dict[str, Any] | None = None  # as written: format, width, height, quality, data (its `fingerprint`)
-
-
-class _Block(NamedTuple):
-    kind: bytes
-    start: int
-    length: int
-    is_pixels: bool  # changing it could change a pixel
 
 
 def compact(value: Mapping[str, Any]) -> str:
@@ -97,11 +89,11 @@ def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> b
             f"The recipe takes {len(packet):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
             "use a shorter seed, or leave the metadata out."
         )
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         chunk = b"iTXt" + _PNG_KEY + b"\0\0\0\0\0" + packet
         at = 33  # behind IHDR, before the pixels: a reader finds it without reading them
         return data[:at] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         at = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2  # JFIF wants to be first
         segment = _JPEG_KEY + packet
         return data[:at] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[at:]
@@ -120,13 +112,13 @@ def _embed_webp(data: bytes, packet: bytes, width: int, height: int) -> bytes:
 
 
 def read_marks(source: str | os.PathLike[str] | bytes) -> Marks:
-    """The marks of a PNG, JPEG or WebP file (a path or its bytes), without decoding a pixel.
+    """The marks of a PNG, JPEG, WebP, GIF or MP4 file (a path or its bytes), without decoding a pixel.
 
     Marks without recipe, or with nothing at all, come back for images of other origin and for damaged packets.
     Raises ImageError for what is not an image or cannot be read.
     """
-    with _opened(source) as file:
-        for block in _blocks(file):
+    with opened(source) as file:
+        for block in blocks(file):
             text = _packet_of(file, block)
             if text is not None:
                 fields = _parse(text)
@@ -142,98 +134,28 @@ def read_marks(source: str | os.PathLike[str] | bytes) -> Marks:
 def fingerprint(source: str | os.PathLike[str] | bytes) -> str:
     """SHA-256 (hex) of the parts of a file that hold pixels: other metadata may come and go, a changed pixel shows.
 
+    Of PNG, JPEG and WebP; our GIF and MP4 files tell none to compare with.
     Raises ImageError for what is not an image or cannot be read.
     """
     digest = hashlib.sha256()
-    with _opened(source) as file:
-        for block in _blocks(file):
+    with opened(source) as file:
+        for block in blocks(file):
             if block.is_pixels:
                 digest.update(block.kind + block.length.to_bytes(8, "big"))
-                digest.update(_read_at(file, block.start, block.length))
+                digest.update(read_at(file, block.start, block.length))
     return digest.hexdigest()
 
 
-def format_of(source: str | os.PathLike[str] | bytes) -> str:
-    """'png', 'jpg' or 'webp' by content, whatever the name; raises ImageError for anything else."""
-    with _opened(source) as file:
-        head = _read_at(file, 0, 8)
-    return "png" if head.startswith(_PNG) else "jpg" if head.startswith(_JPEG) else "webp"
-
-
-def name_of(source: str | os.PathLike[str] | bytes) -> str:
-    """How a sentence names an image; quoted, so that no file name can break the line or colour the terminal."""
-    return "The image" if isinstance(source, bytes) else repr(os.fspath(source))
-
-
-@contextmanager
-def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[BinaryIO]:
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            head = _read_at(file, 0, 12)
-            if not head.startswith((_PNG, _JPEG + b"\xff")) and (head[:4], head[8:]) != (b"RIFF", b"WEBP"):
-                raise ImageError(f"{name_of(source)} is not a PNG, JPEG or WebP image: give a file that is.")
-            yield file
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ImageError(f"{name_of(source)} cannot be read ({reason}): check its name and permissions.") from error
-
-
-def _blocks(file: BinaryIO) -> Iterator[_Block]:
-    """The parts of a file in order, as far as they can be followed; each step goes forward, none leaves the file."""
-    size = file.seek(0, os.SEEK_END)
-    head = _read_at(file, 0, 4)
-    walk = _webp_blocks if head == b"RIFF" else _jpeg_blocks if head.startswith(_JPEG) else _png_blocks
-    for block in islice(walk(file), MAX_BLOCKS):
-        yield block._replace(length=max(min(block.length, size - block.start), 0))
-
-
-def _png_blocks(file: BinaryIO) -> Iterator[_Block]:
-    at = 8
-    while len(head := _read_at(file, at, 8)) == 8:
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        critical = kind[:1].isupper()  # PNG specification, section 5.4
-        yield _Block(kind, at + 8, length, critical or kind == b"tRNS")
-        at += length + 12
-
-
-def _jpeg_blocks(file: BinaryIO) -> Iterator[_Block]:
-    at = 2
-    while len(head := _read_at(file, at, 4)) == 4 and head[0] == 0xFF:
-        kind, length = head[1:2], int.from_bytes(head[2:], "big")
-        if kind == b"\xff":  # fill byte
-            yield _Block(kind, at, 0, False)
-            at += 1
-        elif kind == b"\xda":  # the first scan; from here on all is pixels
-            yield _Block(kind, at + 2, sys.maxsize, True)
-            return
-        else:
-            describes = b"\xe0" <= kind <= b"\xef" or kind == b"\xfe"  # APP0 to APP15, and comments
-            yield _Block(kind, at + 4, length - 2, not describes or kind == b"\xee")  # APP14 chooses the colour space
-            at += 2 + max(length, 2)
-
-
-def _webp_blocks(file: BinaryIO) -> Iterator[_Block]:
-    at = 12
-    while len(head := _read_at(file, at, 8)) == 8:
-        kind, length = head[:4], int.from_bytes(head[4:], "little")
-        yield _Block(kind, at + 8, length, kind in {b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"})
-        at += 8 + length + length % 2
-
-
-def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
-
-
-def _packet_of(file: BinaryIO, block: _Block) -> bytes | None:
+def _packet_of(file: BinaryIO, block: Block) -> bytes | None:
     """The XMP packet that a block holds, if it holds one."""
-    if block.kind not in {b"iTXt", b"\xe1", b"XMP "} or not 0 < block.length <= MAX_FOREIGN_PACKET:
+    if block.kind not in {b"iTXt", b"\xe1", b"XMP ", b"!\xff", b"uuid"} or not 0 < block.length <= MAX_FOREIGN_PACKET:
         return None
-    body = _read_at(file, block.start, block.length)
+    body = read_at(file, block.start, block.length)
     if block.kind == b"XMP ":
         return body
-    if block.kind == b"\xe1":
-        return body[len(_JPEG_KEY) :] if body.startswith(_JPEG_KEY) else None
+    for kind, begin, end in ((b"\xe1", _JPEG_KEY, b""), (b"!\xff", GIF_KEY, GIF_END), (b"uuid", MP4_KEY, b"")):
+        if block.kind == kind:
+            return body[len(begin) : len(body) - len(end)] if body.startswith(begin) and body.endswith(end) else None
     key, _, rest = body.partition(b"\0")
     if key != _PNG_KEY or rest[:1] != b"\0":  # the XMP specification wants it uncompressed
         return None

@@ -21,7 +21,7 @@ import numpy as np
 from tpdne_cli import images
 from tpdne_cli.errors import ImageError, SettingsError
 from tpdne_cli.sampler import Pixels, Sample
-from tpdne_cli.streaming import UNKNOWN, Destination, packet, spooled
+from tpdne_cli.streaming import UNKNOWN, Destination, packet, recipe_of, spooled
 
 PAPER, INK = 255, 40
 LINES = 16  # filtered and compressed at a time
@@ -93,13 +93,15 @@ def save_sheet(
     format: str | None = None,
     quality: int | None = None,
     recipe: Mapping[str, Any] | None = None,
+    metadata: bool = True,
     replace: bool = True,
 ) -> tuple[int, int]:
     """Write a grid of (columns, rows) images, row by row; None leaves a cell blank, and so does what is missing.
 
     samples: Samples, or uint8 [H, H, 3 or 1]. labels: texts under the images, or True for Samples' seeds. head: the
     first row and column stand apart. size: side of each image. path: a name, or a binary stream, which gets a PNG
-    unless `format` says jpg or webp. recipe: goes into the file with the mark of a synthetic image (None: neither).
+    unless `format` says jpg or webp. recipe: goes into the file with the mark of a synthetic image; without one Samples
+    leave the mark, and arrays, which could be photographs, nothing. metadata: False leaves all of it out.
     Returns (width, height). Raises SettingsError for a sheet that cannot be, OutputError where it cannot be written
     (or is there, and not to be replaced), ImageError where there are no images or of different sizes.
     """
@@ -107,14 +109,16 @@ def save_sheet(
         format = images.format_for(path) if isinstance(path, (str, os.PathLike)) else "png"
         if format is None:
             raise SettingsError(f"{path} does not end with .png, .jpg or .webp: its name says how to write it.")
-    cells = _cells(samples, labels, size)
-    waiting = list(_up_to_an_image(cells))
-    cell = waiting[-1][0]
-    if cell is None:
+    samples = iter(samples)
+    waiting = list(_up_to_an_image(samples))
+    first = waiting[-1] if waiting else None
+    if first is None:
         raise ImageError("There are no images: a sheet needs at least one.")
-    layout = Layout(*grid, cell.shape[0], bool(labels), head)
+    side = size or (first.pixels if isinstance(first, Sample) else first).shape[0]
+    layout = Layout(*grid, side, bool(labels), head)
     layout.check(format)
-    strips = _strips(chain(waiting, cells), layout)
+    recipe = recipe_of(first, recipe, metadata)
+    strips = _strips(_cells(chain(waiting, samples), labels, size), layout)
     with spooled(path, replace) as file:
         if format == "png":
             _write_png(strips, file, layout.width, layout.height, recipe)
@@ -144,14 +148,12 @@ def _cells(samples: Iterable[Sample | Pixels | None], labels: bool | Iterable[st
         yield np.broadcast_to(pixels, (side, side, 3)), text
 
 
-def _up_to_an_image(cells: Iterator[Cell]) -> Iterator[Cell]:
-    """The cells up to the first one with an image, which tells the size of all."""
-    last: Cell = (None, "")
-    for last in cells:
-        yield last
-        if last[0] is not None:
+def _up_to_an_image(samples: Iterator[Sample | Pixels | None]) -> Iterator[Sample | Pixels | None]:
+    """Blank cells and the first image, which tells the size of all."""
+    for sample in samples:
+        yield sample
+        if sample is not None:
             return
-    yield last
 
 
 def _strips(cells: Iterator[Cell], layout: Layout) -> Iterator[Pixels]:

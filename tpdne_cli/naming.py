@@ -61,7 +61,7 @@ class Namer:
         values = {"model": self.model, "seed": SeedName(seed), "index": index}
         try:
             name = string.Formatter().vformat(self.template, (), values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise SettingsError(f"The name template {self.template!r} cannot be filled in: {error}.") from None
         return check_inside(name if name.lower().endswith(self.suffix) else name + self.suffix, self.template)
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tpdne_cli import files, metadata
+from tpdne_cli import __version__, files, metadata
 from tpdne_cli.errors import OutputError
+from tpdne_cli.sampler import Sample
 
 Destination = str | os.PathLike[str] | BinaryIO
 UNKNOWN = hashlib.sha256(b"").hexdigest()  # holds the place of a digest in a packet
@@ -62,6 +63,17 @@ def _appearing(path: Path, replace: bool) -> Iterator[BinaryIO]:
                 files._publish_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def recipe_of(first: object, given: Mapping[str, Any] | None, metadata: bool) -> Mapping[str, Any] | None:
+    """What a file of many images says of itself; None for nothing at all. first: the image that it begins with.
+
+    Whoever gives no recipe has made the images in ways that the file does not know. That a model made them it tells
+    from a Sample; arrays could be anything.
+    """
+    if not metadata or (given is None and not isinstance(first, Sample)):
+        return None
+    return {"version": __version__, "latent": {"kind": "collection"}} if given is None else given
 
 
 def packet(recipe: Mapping[str, Any], image: Mapping[str, Any], digest: str | None) -> bytes:

@@ -75,7 +75,9 @@ def run(
         raise click.UsageError(f"{len(wanted)} images do not fit in the one file {target.file}: give a directory")
     title = Path(model).stem if Path(model).suffix else model
     namer = Namer(name, title, FORMATS[target.format].suffix)
-    work = part(list(plan(namer, wanted)), shard, given is None)
+    work = list(plan(namer, wanted))
+    if shard is not None:
+        work, manifest = part(work, manifest, shard, given is None)
     minimum = settings["min_realism"]
     if minimum is not None and shard is not None:
         raise click.UsageError("--shard and --min-realism contradict each other: parts would go on to the same seeds")
@@ -114,10 +116,17 @@ def fresh_note(wanted: Sequence[Seed]) -> str:
     return f"Fresh seeds {wanted[0]} to {wanted[-1]}: {again(wanted)} makes them again."
 
 
-def part(work: Sequence[tuple[Seed, str]], shard: str | None, fresh: bool) -> Sequence[tuple[Seed, str]]:
-    """What of the whole run is this process's; names are given before, so that {index} counts through all parts."""
-    if shard is None:
-        return work
+def part(
+    work: list[tuple[Seed, str]], manifest: str | None, shard: str, fresh: bool
+) -> tuple[list[tuple[Seed, str]], str | None]:
+    """What of the whole run is this process's; names are given before, so that {index} counts through all parts.
+
+    With auto all parts have one command line, so the manifest's name gets the part too.
+    """
     if fresh:
         raise click.UsageError("--shard divides seeds that are given, fresh ones differ in every part: add --seeds")
-    return sharding.parse(shard).of(work)
+    own = sharding.parse(shard)
+    if manifest is not None and shard.startswith("auto"):
+        path = Path(manifest)
+        manifest = str(path.with_name(f"{path.stem}.{own.index}-of-{own.count}{path.suffix}"))
+    return list(own.of(work)), manifest

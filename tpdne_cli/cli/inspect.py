@@ -86,10 +86,15 @@ def expand(names: Iterable[str]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = [p for p in sorted(path.rglob("*")) if format_for(p) and p.is_file() and not is_temporary(p)]
+        found = [p for p in sorted(path.rglob("*")) if _is_ours(p) and p.is_file() and not is_temporary(p)]
         if not found:
             raise ImageError(f"There is no image in {path}: give a directory that holds PNG, JPEG or WebP files.")
         yield from found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether its name is one that tpdne gives to images and animations."""
+    return format_for(path) is not None or path.suffix.lower() in (".gif", ".apng", ".mp4")
 
 
 def command(recipe: Mapping[str, Any] | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,12 +73,18 @@ def interpolate(seed: Sequence[str], seeds: str | None, **given: Any) -> int:
     note = ""
     if not keys:
         keys = list(fresh(KEYS))
-        note = f"Fresh seeds: --seeds {keys[0]}-{keys[-1]} makes the same walk again."
     way = interpolation.Path(
         tuple(keys), given["frames"], given["loop"], given["method"], given["space"], given["easing"]
     )
+    if not (seed or seeds):
+        note = f"Fresh seeds: --seeds {keys_of(way)} makes the same walk again."
     target, moving = target_of(given["out"] or "walk.webp", given["format"])
     return animate(way, target, given, note) if moving else frames(way, target, given, note)
+
+
+def keys_of(way: interpolation.Path) -> str:
+    """As --seeds takes keys that were drawn: they count on."""
+    return f"{way.seeds[0]}-{way.seeds[-1]}"
 
 
 def target_of(out: str, format: str | None) -> tuple[Target, bool]:
@@ -111,7 +116,10 @@ def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], no
     namer = Namer(f"frame-{{index:0{max(4, len(str(way.frames - 1)))}d}}", "", FORMATS[target.format].suffix)
     work = [(index, namer(index, 0)) for index in range(way.frames)]
     output = latent.begin(target, [name for _, name in work], given)
-    return latent.files_job(target, output, given, lambda sampler: Walker(sampler, way)).make(work, note)
+    job = latent.files_job(target, output, given, lambda sampler: Walker(sampler, way))
+    if note:
+        job.again = f"--seeds {keys_of(way)} --skip-existing goes on"
+    return job.make(work, note)
 
 
 def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], note: str) -> int:
@@ -131,9 +139,10 @@ def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], n
     side = given["size"] or sampler.model.resolution
 
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:
-        recipe = None if given["no_metadata"] else walker.recipe()
-        shown = functools.partial(animation.save_animation, fps=given["fps"], format=target.format, recipe=recipe)
-        count = shown(samples, destination, quality=given["quality"], size=given["size"], replace=given["force"])
+        count = animation.save_animation(
+            samples, destination, given["fps"], format=target.format, quality=given["quality"], size=given["size"],
+            recipe=walker.recipe(), metadata=not given["no_metadata"], replace=given["force"],
+        )  # fmt: skip
         return {"width": side, "height": side, "frames": count, "fps": given["fps"]}
 
     assert way.frames is not None

@@ -88,9 +88,10 @@ def save_sheet(
     """montage.save_sheet with a command's options; returns what a record says of the sheet."""
     from tpdne_cli import montage
 
-    marks = None if given["no_metadata"] else recipe
-    options = {"size": given["size"], "quality": given["quality"], "replace": given["force"], "recipe": marks}
-    width, height = montage.save_sheet(samples, destination, grid, format=format, **options, **layout)
+    width, height = montage.save_sheet(
+        samples, destination, grid, size=given["size"], format=format, quality=given["quality"], recipe=recipe,
+        metadata=not given["no_metadata"], replace=given["force"], **layout,
+    )  # fmt: skip
     return {"width": width, "height": height}
 
 

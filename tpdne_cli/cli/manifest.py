@@ -15,7 +15,7 @@ def check_manifest(path: str | None, replace: bool) -> None:
     """Raises OutputError, before any work is done, for a manifest that is there or has no place."""
     if path is None:
         return
-    if Path(path).exists() and not replace:
+    if Path(path).is_file() and not replace:  # a pipe is there and holds nothing
         raise OutputError(f"The manifest {path} exists: --force replaces it, and --skip-existing completes it.")
     if not Path(path).parent.is_dir():
         raise OutputError(f"The manifest {path} cannot be written: its directory does not exist.")

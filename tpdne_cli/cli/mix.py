@@ -47,20 +47,17 @@ def mix(rows: str | None, columns: str | None, styles: str, single: bool, **give
     """
     across: list[Seed] = list(fresh(COLUMNS)) if columns is None else latent.seed_list(columns)
     down: list[Seed] = list(fresh(ROWS)) if rows is None else latent.seed_list(rows)
-    note = ""
-    if rows is None or columns is None:
-        note = f"Fresh seeds: --rows {again(down)} --cols {again(across)} makes the same ones again."
-    if single:
-        return files(down, across, styles, given, note)
-    return table(down, across, styles, given, note)
+    drawn = rows is None or columns is None
+    again = f"--rows {','.join(map(str, down))} --cols {','.join(map(str, across))}" if drawn else ""
+    return (files if single else table)(down, across, styles, given, again)
 
 
-def again(seeds: Sequence[Seed]) -> str:
-    return ",".join(map(str, seeds))
+def note_of(again: str) -> str:
+    return f"Fresh seeds: {again} makes the same ones again." if again else ""
 
 
-def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], note: str) -> int:
-    """Each crossing as a file of its own."""
+def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], again: str) -> int:
+    """Each crossing as a file of its own. again: the options that name seeds which were drawn."""
     from tpdne_cli.styles import Mixer, Mixture
 
     target = Target.of(given["out"] or ".", given["format"])
@@ -73,10 +70,12 @@ def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
         raise SettingsError("Two images would have one name: a seed is given twice among the rows or the columns.")
     output = latent.begin(target, [name for _, name in work], given)
     job = latent.files_job(target, output, given, lambda sampler: Mixer(sampler, styles))
-    return job.make(work, note)
+    if again:
+        job.again = f"{again} --skip-existing goes on"
+    return job.make(work, note_of(again))
 
 
-def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], note: str) -> int:
+def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], again: str) -> int:
     """All crossings in one picture, below and beside the images that they are made of."""
     from tpdne_cli.fleet import spread
     from tpdne_cli.montage import Layout
@@ -90,8 +89,8 @@ def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
     sampler = latent.load_sampler(given)
     mixer = Mixer(sampler, styles)
     Layout(*grid, given["size"] or sampler.model.resolution, head=True).check(target.format)
-    if note:
-        output.note(note)
+    if again:
+        output.note(note_of(again))
     # A seed mixed with itself is its own image: these are the heads.
     items = [Mixture(c, c) for c in columns] + [Mixture(r, c) for r in rows for c in (r, *columns)]
     recipe = {

@@ -131,17 +131,22 @@ file_options = group(
     click.option("--no-metadata", is_flag=True, help="Leave out the recipe and the mark of a synthetic image."),
 )
 
-device_options = group(
-    click.option(
-        "--batch-size", type=BatchSize(), default="auto", metavar="N|auto", help="Images per pass of the network."
-    ),
-    click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps; several: cuda:0,cuda:1."),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        default="auto",
-        help="Of the convolutions; auto is float32 on a CPU.",
-    ),
+_batch_size = click.option(
+    "--batch-size", type=BatchSize(), default="auto", metavar="N|auto", help="Images per pass of the network."
+)
+_precision = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    help="Of the convolutions; auto is float32 on a CPU.",
+)
+_DEVICE = "auto, cpu, cuda, cuda:1 or mps."
+
+device_options = group(_batch_size, click.option("--device", default="auto", metavar="NAME", help=_DEVICE), _precision)
+fleet_options = group(
+    _batch_size,
+    click.option("--device", default="auto", metavar="NAME", help=f"{_DEVICE} Several: cuda:0,cuda:1."),
+    _precision,
 )
 
 report_options = group(
@@ -163,7 +168,7 @@ script_options = group(
 )
 
 generation_options = group(
-    seed_options, latent_options, critic_options, file_options, device_options, report_options, script_options
+    seed_options, latent_options, critic_options, file_options, fleet_options, report_options, script_options
 )
 
 

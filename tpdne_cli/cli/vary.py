@@ -54,4 +54,6 @@ def vary(seed: str | None, count: int, strength: float | None, fine: bool, **giv
     output = latent.begin(target, names, given)
     step = STRENGTH if strength is None else strength
     job = latent.files_job(target, output, given, lambda sampler: Varier(sampler, step, fine))
+    if note:
+        job.again = f"--seed {centre} --skip-existing goes on"
     return job.make(work, note)

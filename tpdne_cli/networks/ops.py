@@ -172,6 +172,11 @@ def bias_act(
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
+def clamp_(x: Tensor, limit: float) -> Tensor:
+    """Within -limit..limit, in place where no gradient goes through: what is in front of it may need its result."""
+    return x.clamp(-limit, limit) if x.requires_grad else x.clamp_(-limit, limit)
+
+
 # torch hands a lone small image, and 1x1 kernels on one thread, to other CPU kernels than the rest, which sum in
 # another order. The next two functions keep every call on the same road, so that a row's bits never depend on the
 # batch or on the number of threads: a lone small image takes a copy along, and a 1x1 kernel claims a dilation that it

@@ -24,6 +24,7 @@ from tpdne_cli.networks.ops import (
     FullyConnected,
     MappingNetwork,
     bias_act,
+    clamp_,
     constant,
     conv2d,
     conv2d_resample,
@@ -170,7 +171,7 @@ class SynthesisLayer(ModulatedConv):
         noise = None if noise is None else (noise * gain).to(x.dtype)
         if self.alone is not None and strips.suits(x):
             x = self.one_by_one(self.alone, x, style, demod, self.bias * gain, noise)
-            return x if clamp is None else x.clamp_(-clamp * gain / SQRT2, clamp * gain / SQRT2)
+            return x if clamp is None else clamp_(x, clamp * gain / SQRT2)
         x = x * style.to(x.dtype)[:, :, None, None]
         # The checkpoints store kernels such that an upsampling layer convolves and a plain one correlates.
         x = conv2d_resample(
@@ -181,7 +182,7 @@ class SynthesisLayer(ModulatedConv):
         if noise is not None:
             x.add_(noise)
         x = F.leaky_relu_(x, 0.2)
-        return x if clamp is None else x.clamp_(-clamp * gain / SQRT2, clamp * gain / SQRT2)
+        return x if clamp is None else clamp_(x, clamp * gain / SQRT2)
 
     def one_by_one(
         self, compute: strips.Layer, x: Tensor, style: Tensor, demod: Tensor, bias: Tensor, noise: Tensor | None
@@ -253,7 +254,7 @@ class Conv2dLayer(nn.Module):
         x = conv2d_resample(x, weight, filters, self.up, self.down, self.padding, flip, bias)
         if self.activation == "lrelu":
             x = F.leaky_relu_(x, 0.2)
-        return x if self.conv_clamp is None else x.clamp_(-self.conv_clamp * gain, self.conv_clamp * gain)
+        return x if self.conv_clamp is None else clamp_(x, self.conv_clamp * gain)
 
 
 class SynthesisBlock(nn.Module):

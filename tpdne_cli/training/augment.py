@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+Tensor = torch.Tensor
 LUMA = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
 
 
@@ -42,7 +44,7 @@ class DiffAugment:
         theta = torch.eye(2, 3, device=x.device).repeat(n, 1, 1)
         theta[:, 0, 2], theta[:, 1, 2] = shift_x.view(n), shift_y.view(n)
         grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)
-        return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        return sample(x, grid, "nearest", "zeros")
 
     def _cutout(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
@@ -99,7 +101,7 @@ class Ada:
             @ _translation(drift_x, drift_y)
         )
         grid = F.affine_grid(theta[:, :2], [n, 1, height, width], align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return sample(x, grid, "bilinear", "reflection")
 
     def _recolour(self, x: torch.Tensor) -> torch.Tensor:
         n = len(x)
@@ -129,6 +131,46 @@ class Ada:
             return torch.where(chosen, value, torch.full_like(value, otherwise))
 
         return pick
+
+
+def sample(x: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """F.grid_sample, [N, C, H, W] and [N, H, W, 2] -> the same shape, to be differentiated by x as often as one likes.
+
+    R1 differentiates it twice, and the one of older torch has no second derivative.
+    """
+    result: Tensor = _Sample.apply(x, grid, mode, padding)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Sample(torch.autograd.Function):
+    """Linear in x: its derivative is the adjoint, and the adjoint's derivative is itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.how = mode, padding
+        return F.grid_sample(x, grid, mode, padding, align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x = _Adjoint.apply(grad, *ctx.saved_tensors, *ctx.how)  # type: ignore[no-untyped-call]
+        return x, None, None, None
+
+
+class _Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.how = mode, padding
+        with torch.enable_grad():  # of a linear function, so it does not matter where
+            x = torch.zeros_like(grad, requires_grad=True)
+            y = F.grid_sample(x, grid, mode, padding, align_corners=False)
+        return torch.autograd.grad(y, x, grad)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x = _Sample.apply(grad, *ctx.saved_tensors, *ctx.how)  # type: ignore[no-untyped-call]
+        return x, None, None, None
 
 
 def _uniform(x: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ def save(run_dir: Path, state: dict[str, Any]) -> Path:
             latest.replace(run_dir / PREVIOUS)
         temporary.replace(latest)  # killed between these two lines: load() takes the previous one
         _sync_folder(run_dir)
-    except OSError as error:
-        raise TrainingError(f"The checkpoint in {run_dir} cannot be written: {error}.") from error
+    except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk in its own way
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TrainingError(f"The checkpoint in {run_dir} cannot be written: {reason}.") from error
     return latest
 
 

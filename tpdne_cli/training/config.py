@@ -12,6 +12,7 @@ from tpdne_cli.errors import TrainingError
 
 Augmentation = Literal["none", "diffaugment", "ada"]
 Precision = Literal["auto", "float32", "bfloat16"]
+GROUP = 4  # of the minibatch standard deviation
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,14 @@ class TrainConfig:
         for name in ("images", "batch", "r1_every", "log_every", "z_dim", "w_dim", "mapping_layers", "ema_images"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, and must be at least 1.")
-        blocks = parse_schedule(self.schedule)[0].resolution.bit_length() - 3
+        if self.batch > GROUP and self.batch % GROUP:
+            raise TrainingError(f"The critic compares images in groups of {GROUP}: a batch of {self.batch} has a rest.")
+        stages = parse_schedule(self.schedule)
+        if self.from_model is None and self.channel_base < stages[-1].resolution:
+            raise TrainingError(
+                f"channel_base is {self.channel_base}, and must be at least {stages[-1].resolution}, the resolution."
+            )
+        blocks = stages[0].resolution.bit_length() - 3
         if self.freeze_critic and self.from_model is None:
             raise TrainingError("freeze_critic keeps what another critic has learned: it needs a model to begin with.")
         if not 0 <= self.freeze_critic <= blocks:

@@ -21,11 +21,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Reader = Callable[[], bytes]
 
 
-def load_images(source: str | Path, resolution: int) -> torch.Tensor:
+def load_images(source: str | Path, resolution: int, at_least: int | None = None) -> torch.Tensor:
     """Every picture of a folder and the folders in it, or of a zip, centre-cropped to a square of `resolution`.
 
     Files that are not PNG, JPEG or WebP by name are passed over, and so are hidden ones; the order is the names'.
-    Transparent pixels become white. Returns uint8 [N, 3, R, R].
+    Transparent pixels become white. at_least: the smallest side that a picture may have (None: resolution), for a
+    training that ends higher than it begins. Returns uint8 [N, 3, R, R].
     Raises TrainingError where there is no such source, no picture in it, or a picture that is damaged or too small.
     """
     path = Path(source)
@@ -33,7 +34,7 @@ def load_images(source: str | Path, resolution: int) -> torch.Tensor:
         named = list(_readers(path))
         if not named:
             raise TrainingError(f"{path} holds no PNG, JPEG or WebP pictures; give a folder or a zip that does.")
-        pictures = list(pool.map(lambda item: _decode(item[0], item[1], resolution), named))
+        pictures = list(pool.map(lambda item: _decode(item[0], item[1], resolution, at_least or resolution), named))
     return torch.from_numpy(np.stack(pictures))
 
 
@@ -88,16 +89,16 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not hidden
 
 
-def _decode(name: str, read: Reader, resolution: int) -> np.ndarray[Any, Any]:
+def _decode(name: str, read: Reader, resolution: int, at_least: int) -> np.ndarray[Any, Any]:
     try:
         with Image.open(io.BytesIO(read())) as opened:
             image = _opaque(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow and zipfile raise a dozen kinds for damaged files, SyntaxError among them
         raise TrainingError(f"{name} is not a readable picture ({error}); repair it or take it out.") from error
     side = min(image.size)
-    if side < resolution:
+    if side < at_least:
         raise TrainingError(
-            f"{name} is {image.width}x{image.height} pixels, smaller than the {resolution} of this training: "
+            f"{name} is {image.width}x{image.height} pixels, smaller than the {at_least} of this training: "
             "take it out, or train at a lower resolution."
         )
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -114,4 +115,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits of grey, of which Pillow would keep the lower eight
+        image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

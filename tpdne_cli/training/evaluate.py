@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _report(given: argparse.Namespace) -> dict[str, Any]:
     python = _with_mediapipe(given.detector)
     network, accuracies = features.load(given.features)
-    stamp = f"{models.file_sha256(given.features)} {given.data.name} {given.data.stat().st_size}"
+    stamp = f"{models.file_sha256(given.features)} {_stamp(given.data)}"
     cache = store.make_cache_dir() / f"features-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.npy"
     photographs = Photographs(given.data, network, cache)
     model = models.load(given.model)
@@ -273,6 +273,12 @@ def _report(given: argparse.Namespace) -> dict[str, Any]:
         "truncation": truncations,
         "photographs": floor(photographs, given.images, python),
     }
+
+
+def _stamp(data: Path) -> str:
+    """What changes when the photographs of a folder or a zip do."""
+    files = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else [data]
+    return repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
 
 
 def _with_mediapipe(python: str) -> str:

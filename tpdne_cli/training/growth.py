@@ -26,12 +26,14 @@ class Networks:
     """The three networks of a run: generator, its moving average, discriminator.
 
     images_before: photographs that the weights had seen before this run.
+    fresh_critic: whether the discriminator knows nothing of what the generator draws.
     """
 
     generator: Generator
     ema: Generator
     discriminator: Discriminator
     images_before: int = 0
+    fresh_critic: bool = False
 
 
 def build(config: TrainConfig, resolution: int) -> Networks:
@@ -53,7 +55,8 @@ def build(config: TrainConfig, resolution: int) -> Networks:
 def from_file(path: Path, resolution: int) -> Networks:
     """Networks that begin with another generator's weights, and its critic's where that lies beside it.
 
-    Raises TrainingError where the generator is not a StyleGAN2 of that resolution, CheckpointError for damaged files.
+    Raises TrainingError where the generator is not a StyleGAN2 of that resolution that draws in colour and without
+    classes, CheckpointError for damaged files.
     """
     source = sniff.read(path)
     found = source.config.get("resolution")
@@ -62,14 +65,17 @@ def from_file(path: Path, resolution: int) -> Networks:
             f"{path} is a {source.arch} of {found} pixels: begin the schedule with a StyleGAN2 of that size, "
             f"e.g. --schedule {found}."
         )
+    for key, wanted, trouble in (("c_dim", 0, "has classes"), ("img_channels", 3, "does not draw in red, green, blue")):
+        if source.config.get(key, wanted) != wanted:
+            raise TrainingError(f"{path} {trouble}, which training does not know: begin with another generator.")
     generator = Generator(Config(**_tuples(source.config)))
-    _load(generator, source.tensors, path)
+    _load(generator, models.with_mean_w(source, str(path)), path)
     _at_full_strength(generator, source.meta.get("constant_noise"))
     beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
     with_critic = source if source.discriminator_tensors or not beside.exists() else sniff.read(beside)
     critic = _critic(with_critic, beside, generator.config)
     before = sum(int(source.meta.get(key) or 0) for key in ("images_before", "images_seen"))
-    return Networks(generator, _frozen_copy(generator), critic, before)
+    return Networks(generator, _frozen_copy(generator), critic, before, with_critic.discriminator_tensors is None)
 
 
 def grow(old: Networks) -> Networks:
@@ -157,7 +163,8 @@ def _begin_as_fromrgb(new: Discriminator, old: Discriminator) -> None:
         conv0.weight[: 2 * colours, : 2 * colours, 1, 1] = pairs @ colour / conv0.weight_gain
         conv1.weight.zero_()
         # The residual block's gain of sqrt(1/2) cancels the activation's, which the old fromRGB had.
-        old_weight = before.weight[:, :, 0, 0] * (before.weight_gain * math.sqrt(2))
+        # The new networks are still on the CPU, wherever the old ones are.
+        old_weight = before.weight[:, :, 0, 0].cpu() * (before.weight_gain * math.sqrt(2))
         conv1.weight[:, : 2 * colours, 1, 1] = old_weight @ colour / conv1.weight_gain
         conv1.bias.copy_(before.bias * math.sqrt(2))
         front.skip.weight.zero_()

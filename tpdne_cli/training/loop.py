@@ -47,10 +47,11 @@ class Progress:
 class Counters:
     """Where a run stands: photographs shown in all and in this stage, steps, place in the data's order.
 
-    before: photographs that the weights it began with had seen.
+    before: photographs that the weights it began with had seen; fresh_critic: but its critic had seen none.
     """
 
     before: int = 0
+    fresh_critic: bool = False
     images: int = 0
     steps: int = 0
     stage: int = 0
@@ -92,7 +93,7 @@ class Run:
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.device = devices.choose(config.device)
-        self.dtype = choose_dtype(config.precision, self.device)
+        self.dtype = choose_dtype(config.precision, self.device, (state or {}).get("dtype"))
         self.stages = parse_schedule(config.schedule)
         self.counters = Counters()
         self.augment = self._augmentation()
@@ -101,7 +102,9 @@ class Run:
             resolution = self.stages[0].resolution
             begun = growth.from_file(Path(config.from_model), resolution) if config.from_model else None
             nets = begun or growth.build(config, resolution)
-            self.counters.before = nets.images_before
+            if config.freeze_critic and nets.fresh_critic:
+                raise TrainingError(f"{config.from_model} has no critic beside it that could be frozen.")
+            self.counters.before, self.counters.fresh_critic = nets.images_before, nets.fresh_critic
             self._adopt(nets)
         else:
             self._restore(state)
@@ -121,6 +124,7 @@ class Run:
             if self.stage.images is not None and self.counters.stage_images >= self.stage.images:
                 if self.counters.stage + 1 == len(self.stages):
                     return
+                self.save()  # what grows wrong can be tried again
                 self._grow()
             self.step()
             now = time.monotonic()
@@ -140,7 +144,8 @@ class Run:
         Generator and critic learn from one and the same answer of the critic, neither from the other's newest step: a
         forward pass less than taking turns.
         """
-        catching_up = self.counters.stage > 0 and self.counters.stage_images < self.config.critic_head_start
+        behind = self.counters.stage > 0 or self.counters.fresh_critic  # the critic, for a while
+        catching_up = behind and self.counters.stage_images < self.config.critic_head_start
         reals = self._next_reals()
         real_logits = self._critic_on_reals(reals)
         with torch.set_grad_enabled(not catching_up):
@@ -159,10 +164,9 @@ class Run:
 
     def save(self) -> Path:
         """Writes checkpoint and sample sheet."""
-        if not all(p.isfinite().all() for p in self.nets.generator.parameters()):
-            raise TrainingError(
-                "The generator holds values that are not numbers: go on with --resume and a lower rate."
-            )
+        for name, net in (("generator", self.nets.generator), ("critic", self.nets.discriminator)):
+            if not all(p.isfinite().all() for p in net.parameters()):
+                raise TrainingError(f"The {name} holds values that are not numbers: --resume with a lower rate.")
         path = checkpoint.save(self.run_dir, self._state())
         sheets.write(self.nets.ema, self.run_dir / f"samples-{self.counters.images:08d}.png")
         return path
@@ -255,6 +259,8 @@ class Run:
         self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
         # Section B of 1912.04958: as if the lazy penalty were a part of every step.
         self.d_optimizer = torch.optim.Adam(nets.discriminator.parameters(), lr * lazy, (0.0, 0.99**lazy), fused=fused)
+        if self.config.compile:  # the critic's graph is gone through twice
+            torch._functorch.config.donated_buffer = False
         self._synthesis = torch.compile(nets.generator.synthesis) if self.config.compile else nets.generator.synthesis
         self._critic = torch.compile(nets.discriminator) if self.config.compile else nets.discriminator
 
@@ -268,7 +274,8 @@ class Run:
         self._enter_stage()
 
     def _enter_stage(self) -> None:
-        self.pictures = data.load_images(self.config.data, self.stage.resolution).to(self.device)
+        pictures = data.load_images(self.config.data, self.stage.resolution, self.stages[-1].resolution)
+        self.pictures = pictures.to(self.device)
         self._sums: dict[str, tuple[torch.Tensor, int]] = {}
 
     def _augmentation(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -283,6 +290,7 @@ class Run:
         return {
             "version": 1,
             "config": self.config.to_json(),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "counters": dataclasses.asdict(self.counters),
             "generator_config": dataclasses.asdict(nets.generator.config),
             "discriminator_config": dataclasses.asdict(nets.discriminator.config),
@@ -298,6 +306,13 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.counters = Counters(**state["counters"])
+        resolution = state["generator_config"]["resolution"]
+        stages = {stage.resolution: index for index, stage in enumerate(self.stages)}
+        if resolution not in stages:
+            raise TrainingError(
+                f"The run stands at {resolution} px, which the schedule {self.config.schedule} does not have."
+            )
+        self.counters.stage = stages[resolution]
         nets = growth.Networks(
             Generator(Config(**state["generator_config"])),
             Generator(Config(**state["generator_config"])).eval().requires_grad_(False),

@@ -30,16 +30,21 @@ print(trial(torch.float32) / trial(torch.bfloat16))
 WORTH_IT = 1.3  # below this gain, float32's exactness is the better bargain
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device, before: str | None = None) -> torch.dtype:
     """'float32', 'bfloat16' or 'auto': bfloat16 on CUDA, and on a CPU that is seen to be faster with it.
 
+    before: what a run that goes on computed in; 'auto' on a CPU stays with it where it works, whatever a clock says.
     Raises DeviceError where bfloat16 is asked for and does not work.
     """
     if precision == "float32" or (precision == "auto" and device.type == "mps"):
         return torch.float32
     if device.type != "cpu":
         return torch.bfloat16
+    if precision == "auto" and before == "float32":
+        return torch.float32
     gain = bfloat16_gain()
+    if precision == "auto" and before == "bfloat16" and gain > 0:
+        return torch.bfloat16
     if precision == "auto":
         return torch.bfloat16 if gain > WORTH_IT else torch.float32
     if gain == 0:
