@@ -190,6 +190,28 @@ def test_interrupted_frames_say_how_to_go_on(tmp_path, tiny_model):
     assert len(files(tmp_path)) == 1 + len(out.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["vary", "-n", "9000"], "--seed"),
+        (["interpolate", "--frames", "9000"], "--seeds"),
+        (["mix", "--cols", "0-8999", "--single"], "--rows"),
+    ],
+)
+def test_interrupted_with_fresh_seeds(tmp_path, tiny_model, words, option):
+    """The same command again would make pictures of somebody else."""
+    child = start(*words, "--model", tiny_model, "-q", "-o", "d", cwd=tmp_path)
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    there = files(tmp_path / "d")
+    again = err.decode().splitlines()[-1].split("; ")[1].removesuffix(" goes on.").split()
+    assert child.returncode == 130 and again[0] == option and again[-1] == "--skip-existing"
+    if words[0] == "vary":
+        done = shell(f"tpdne vary --model {tiny_model} -n {len(there) + 2} -q -o d {' '.join(again)}", tmp_path)
+        assert done.returncode == 0 and len(files(tmp_path / "d")) == len(there) + 2, done.stderr
+
+
 def test_mixing_table(cli, own, tmp_path):
     code, out, err = cli("mix", "--rows", "1,bob", "--cols", "3-5", "--styles", "0-1")
     assert (code, out, err) == (0, ["mix.png"], "")

@@ -78,3 +78,10 @@ def test_ci_finds_the_readmes_commands():
 
 def test_the_group_is_complete():
     assert list(app.list_commands(None)) == list(COMMANDS)
+
+
+def test_the_tolerance_in_the_readme_is_the_one_that_verify_allows():
+    from tpdne_cli.remaking import TOLERANCE
+
+    stated = re.search(r"within (\d+)\s+levels of 255 in float32, (\d+) in float16 and (\d+) in bfloat16", README)
+    assert stated and [int(n) for n in stated.groups()] == [TOLERANCE[p] for p in ("float32", "float16", "bfloat16")]

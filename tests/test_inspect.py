@@ -12,6 +12,7 @@ from PIL import Image
 from running import shell
 
 from tpdne_cli import images, metadata
+from tpdne_cli.cli import run
 
 
 @pytest.fixture
@@ -58,6 +59,15 @@ def test_the_bundled_models_are_found_by_their_names(cli):
     assert code == 0
     assert out[0].startswith("face.jpg: This person does not exist: made by tpdne 0.1.0 from seed 42, and comes out")
     assert out[1].startswith("cat.png: This cat does not exist: made by tpdne 0.1.0 from seed bob, and comes out")
+
+
+def test_a_directory_of_animations(cli, tmp_path, tiny_model, capsys):
+    assert run(["interpolate", "--model", str(tiny_model), "--seeds", "1,2", "--frames", "3", "-o", "d/w.gif"]) == 0
+    capsys.readouterr()
+    code, out, _ = cli("inspect", "d", "--json")
+    record = json.loads(out[0])
+    assert code == 0 and record["verdict"] == "claimed" and record["recipe"]["seed"] == [1, 2]
+    assert record["command"] is None, "no single seed describes it"
 
 
 def test_directories_and_json(cli, make, tmp_path, tiny_model):

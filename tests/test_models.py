@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_shapes_are_checked_before_anything_is_built(tmp_path, tiny_model):
             models.load(path)
 
 
-def test_the_models_commands(capsys, tmp_path, tiny_model):
+def test_the_models_commands(capsys, tmp_path, tiny_model, monkeypatch):
     def call(*arguments):
         code = run(["models", *map(str, arguments)])
         return code, *capsys.readouterr()
@@ -279,6 +280,10 @@ def test_the_models_commands(capsys, tmp_path, tiny_model):
     assert call("list")[1].splitlines()[0].startswith("NAME")
     assert call("path", "mine")[1].strip().endswith("mine.safetensors")
     assert json.loads(call("info", "mine", "--json")[1])["licence"] == "MIT"
+    unreachable = "http://127.0.0.1:9/g.pkl"
+    code, _, err = call("import", unreachable, "--name", "mine")
+    assert code == 1 and "is installed" in err and "Fetching" not in err, "before anything is downloaded"
+    assert "bundled" in call("import", unreachable, "--name", "faces", "--force")[2]
     assert call("verify")[0] == 0
     assert call("remove", "faces")[0] == 2
     assert call("remove", "mine")[0] == 0
@@ -290,6 +295,11 @@ def test_the_models_commands(capsys, tmp_path, tiny_model):
     assert code == 0 and {"name", "url", "licence"} <= json.loads(out.splitlines()[0]).keys()
     code, _, err = call("pull", json.loads(out.splitlines()[0])["name"])
     assert code == 2 and "--accept-licence" in err, "nobody can be asked here"
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("click.confirm", lambda *_, **__: False)
+    code, _, err = call("pull", json.loads(out.splitlines()[0])["name"])
+    assert code == 2 and err.splitlines()[-1].endswith("is not fetched: its licence is not accepted.")
 
 
 def test_generate_moves_the_scene_of_stylegan3(tmp_path, capsys, monkeypatch):

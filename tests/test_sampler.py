@@ -8,6 +8,7 @@ import torch
 
 from tpdne_cli import devices, models
 from tpdne_cli.errors import DeviceError, SeedError, SettingsError
+from tpdne_cli.remaking import TOLERANCE
 from tpdne_cli.sampler import Sampler, Settings, sample
 
 SEEDS = [0, "alice@example.com", 7, 4294967295, "Zoë", 12, 3]
@@ -144,6 +145,19 @@ def test_bfloat16_is_asked_of_a_child_process_first(model, monkeypatch):
     monkeypatch.setattr(devices, "bfloat16_survives", lambda: False)
     with pytest.raises(DeviceError, match="bfloat16 crashes or fails"):
         Sampler(model, precision="bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["faces", "cats"])
+def test_half_precision_keeps_within_the_stated_tolerance(name, precision):
+    if precision == "bfloat16" and not devices.bfloat16_survives():
+        pytest.skip("bfloat16 crashes or fails on this processor")
+    model = models.load(name)
+    exact, half = (
+        np.stack([s.pixels for s in Sampler(model, device="cpu", precision=p)(range(6))]).astype(int)
+        for p in ("float32", precision)
+    )
+    assert 0 < np.abs(half - exact).max() <= TOLERANCE[precision]
 
 
 def test_the_probe_reports_a_child_that_dies(monkeypatch):

@@ -140,6 +140,15 @@ def test_a_slurm_array_a_kubernetes_job_and_torchrun(tiny_model, whole, tmp_path
         assert tree(tmp_path / name) == tree(whole)
 
 
+def test_one_command_line_for_all_parts_keeps_a_manifest_of_each(tiny_model, whole, tmp_path):
+    call = shlex.join(["tpdne", "generate", str(tiny_model), *SEEDS, "--manifest", "m.jsonl", "-o", "d"])
+    done = shell(f"set -e; for i in 0 1; do RANK=$i WORLD_SIZE=2 {call} --shard auto; done", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path)[-2:] == ["m.1-of-2.jsonl", "m.2-of-2.jsonl"]
+    lines = [json.loads(line) for path in sorted(tmp_path.glob("*.jsonl")) for line in path.open()]
+    assert sorted(line["path"] for line in lines) == [f"d/{name}" for name in files(whole)]
+
+
 @pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
 def test_gnu_parallel(tiny_model, whole, tmp_path):
     call = shlex.join(["tpdne", "generate", str(tiny_model), *SEEDS])

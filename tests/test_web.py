@@ -169,6 +169,19 @@ def test_an_address_gives_the_very_file_that_the_command_writes(ask, tiny_model,
     assert images.is_marked(answer.body)
 
 
+def test_a_damaged_model_hides_no_other(ask, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"\x40" + bytes(7) + b"{nonsense")
+
+    async def story(client):
+        client.studio.names = [*client.studio.names, "broken"]
+        client.studio.crew.names = {"tiny": "unused", "broken": str(tmp_path / "broken.safetensors")}
+        return [await client(address) for address in ("/api/models", "/broken/1.png", "/tiny/1.png")]
+
+    listed, broken, well = ask.visit(story)
+    assert [model["name"] for model in listed.json()] == ["tiny"] and well.status == 200
+    assert broken.status == 503 and b"damaged" in broken.body and str(tmp_path).encode() not in broken.body
+
+
 def test_frames_of_a_walk_are_those_of_the_library(ask, sampler):
     frames = list(interpolate(sampler.model, (1, "bob"), 5, device="cpu"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+AGAIN = "get the file again, or from its publisher"  # the way out of a damaged one
+
 
 class TpdneError(Exception):
     """Base of everything this library raises on purpose."""

@@ -32,11 +32,8 @@ def install(
 
     source = Path(path)
     title = store.check_name(name) if name is not None else store.name_for(source.name)
-    if title in models.bundled():
-        raise SettingsError(f"{title} is the name of a bundled generator: choose another with --name.")
-    target = store.make_dir(store.models_dir()) / f"{title}.safetensors"
-    if not replace:
-        _refuse_taken(target)
+    target = check_free(title, replace)
+    store.make_dir(target.parent)
     checkpoint = sniff.read(source)
     if not checkpoint.tensors:
         raise CheckpointError(f"{source} holds a critic, not a generator.")
@@ -52,6 +49,16 @@ def install(
             _refuse_taken(target)  # somebody may have been faster
         _write(target, checkpoint)
         store.write_json(store.record_path(target), {**record, **_hashes(target)})
+    return target
+
+
+def check_free(title: str, replace: bool = False) -> Path:
+    """Where a generator of that name belongs. Raises SettingsError, and OutputError for a name that is taken."""
+    if title in models.bundled():
+        raise SettingsError(f"{title} is the name of a bundled generator: choose another with --name.")
+    target = store.models_dir() / f"{title}.safetensors"
+    if not replace:
+        _refuse_taken(target)
     return target
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpdne_cli import devices, store
-from tpdne_cli.errors import CheckpointError, ModelNotFoundError
+from tpdne_cli.errors import AGAIN, CheckpointError, ModelNotFoundError
 from tpdne_cli.store import CRITIC_SUFFIX as CRITIC_SUFFIX
 from tpdne_cli.store import file_sha256 as file_sha256
 
@@ -273,12 +273,13 @@ def check_shapes(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], sour
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in expected.keys() | shapes.keys():
         if name not in shapes:
-            raise CheckpointError(f"{source} is incomplete: it lacks the tensor {name}.")
+            raise CheckpointError(f"{source} is incomplete: it lacks the tensor {name}; {AGAIN}.")
         if name not in expected:
-            raise CheckpointError(f"{source} holds the tensor {name}, which its network has no place for.")
+            raise CheckpointError(f"{source} holds the tensor {name}, which its network has no place for; {AGAIN}.")
         if expected[name] != shapes[name]:
             raise CheckpointError(
-                f"{source} is damaged: {name} has shape {list(shapes[name])} where {list(expected[name])} belongs."
+                f"{source} is damaged: {name} has shape {list(shapes[name])} where {list(expected[name])} belongs; "
+                f"{AGAIN}."
             )
 
 
@@ -293,7 +294,7 @@ def build(arch: str, config: Mapping[str, Any], tensors: Mapping[str, Any], sour
     state = {}
     for name, array in tensors.items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {name}.")
+            raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {name}; {AGAIN}.")
         # A copy where the array is a view of the file, which may change or go away.
         convert = np.asarray if array.flags.writeable else np.array
         state[name] = torch.from_numpy(convert(array, dtype=np.float32, order="C"))

@@ -213,7 +213,7 @@ def _write_file(sample: Sample, path: Path, encoding: Encoding, replace: bool) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The directory {path.parent} cannot be made: {error.strerror}.") from None
+        raise OutputError(f"The directory {path.parent} cannot be made ({error.strerror}): choose another.") from None
     write_atomic(path, data, exclusive=not replace)
     return describe(sample, path, data, encoding)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpdne_cli.checkpoints import Checkpoint
-from tpdne_cli.checkpoints.pickles import AGAIN, Maker, Record, show
+from tpdne_cli.checkpoints.pickles import Maker, Record, show
 from tpdne_cli.checkpoints.shapes import (
     discriminator_config,
     expect,
@@ -23,7 +23,7 @@ from tpdne_cli.checkpoints.shapes import (
     shape_of,
 )
 from tpdne_cli.checkpoints.storage import Array, Tensor, new_dict
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 MAX_MODULES = 2_000  # StyleGAN2 at 1024 px has some 80
 MAX_PARTS = 500  # of one module

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 MAX_OPS = 500_000  # the largest published file takes a tenth of it
 MAX_NESTING = 256  # open MARKs
@@ -24,7 +24,6 @@ MAX_NAME = 256
 
 MAX_KEY = 1 << 60  # beyond, different integers can be made to share a hash, and a dict of them takes forever
 
-AGAIN = "get the file again, or from its publisher"
 STOP = ord(".")
 
 Maker = Callable[[tuple[Any, ...]], Any]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tpdne_cli.checkpoints.pickles import AGAIN, show
+from tpdne_cli.checkpoints.pickles import show
 from tpdne_cli.checkpoints.storage import Array
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 Transform = Callable[[Array], Any]  # of an Array an Array; numpy's own annotations are vaguer
 Table = dict[str, tuple[str, Transform]]  # their name -> our name, and what becomes of the numbers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tpdne_cli.checkpoints import Checkpoint
-from tpdne_cli.checkpoints.pickles import AGAIN, Maker, Record
+from tpdne_cli.checkpoints.pickles import Maker, Record
 from tpdne_cli.checkpoints.renaming import (
     MAX_LAYERS,
     SIZES,
@@ -21,7 +21,7 @@ from tpdne_cli.checkpoints.renaming import (
 )
 from tpdne_cli.checkpoints.shapes import discriminator_config, generator_config, resolutions, taps
 from tpdne_cli.checkpoints.storage import Array, array_of
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 MAX_TENSORS = 5_000
 LR_MULTIPLIER = 0.01  # its training script knows no other

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tpdne_cli.checkpoints import Checkpoint
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 from tpdne_cli.files import write_atomic
 
 VERSION = 1
@@ -62,7 +62,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             dtypes = {s.get_dtype() for s in slices.values()}
     except Exception as error:  # the library raises its own type; whatever it is, the file is not one
         _check_memory(error)
-        raise CheckpointError(f"{name} is damaged or not a safetensors file ({error}).") from None
+        raise CheckpointError(f"{name} is damaged or not a safetensors file ({error}); {AGAIN}.") from None
     if "tpdne" not in metadata:
         raise CheckpointError(f"{name} is a safetensors file, but none that tpdne wrote: its header names no network.")
     if not dtypes <= set(DTYPES):
@@ -80,7 +80,7 @@ def _refuse_huge_header(name: str) -> None:
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {error.strerror}.") from None
     if length > MAX_HEADER:
-        raise CheckpointError(f"{name} is damaged or not a generator: its header claims {length} bytes.")
+        raise CheckpointError(f"{name} is damaged or not a generator: its header claims {length} bytes; {AGAIN}.")
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         meta = json.loads(text)
         version, arch, config = meta["version"], meta["arch"], meta["config"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{name} is damaged: its description cannot be read.") from None
+        raise CheckpointError(f"{name} is damaged: its description cannot be read; {AGAIN}.") from None
     if not isinstance(version, int) or not isinstance(arch, str) or not isinstance(config, dict):
-        raise CheckpointError(f"{name} is damaged: its description cannot be read.")
+        raise CheckpointError(f"{name} is damaged: its description cannot be read; {AGAIN}.")
     if version > VERSION:
         raise CheckpointError(f"{name} was written by a newer tpdne (format {version}): upgrade tpdne to read it.")
     del meta["version"]
@@ -105,7 +105,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
         return dict(load_file(path))
     except Exception as error:
         _check_memory(error)
-        raise CheckpointError(f"{os.fspath(path)} is damaged ({error}).") from None
+        raise CheckpointError(f"{os.fspath(path)} is damaged ({error}); {AGAIN}.") from None
 
 
 def _check_memory(error: Exception) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tpdne_cli.checkpoints.pickles import AGAIN, show
+from tpdne_cli.checkpoints.pickles import show
 from tpdne_cli.checkpoints.storage import Array
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 Tensors = Mapping[str, Array]
 

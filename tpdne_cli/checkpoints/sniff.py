@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tpdne_cli.checkpoints import Checkpoint, nvidia, rosinality, safetensors, tensorflow
-from tpdne_cli.checkpoints.pickles import AGAIN, Budget, Machine, show
+from tpdne_cli.checkpoints.pickles import Budget, Machine, show
 from tpdne_cli.checkpoints.storage import read_legacy, standard_globals
 from tpdne_cli.checkpoints.zipped import read_zip
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 READERS: dict[str, Any] = {"nvidia": nvidia, "tensorflow": tensorflow, "rosinality": rosinality}
 SLACK = 16 << 20  # what readers may add: filters, noise images

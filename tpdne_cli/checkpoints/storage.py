@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tpdne_cli.checkpoints.pickles import AGAIN, Budget, Global, Machine, Maker, Record, check_keys, show
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.checkpoints.pickles import Budget, Global, Machine, Maker, Record, check_keys, show
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 Array = np.ndarray[Any, Any]
 

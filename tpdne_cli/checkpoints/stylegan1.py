@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tpdne_cli.checkpoints import Checkpoint
-from tpdne_cli.checkpoints.pickles import AGAIN
 from tpdne_cli.checkpoints.renaming import (
     DENSE,
     KERNEL,
@@ -25,7 +24,7 @@ from tpdne_cli.checkpoints.renaming import (
 )
 from tpdne_cli.checkpoints.shapes import expect, mapping_config, shape_of
 from tpdne_cli.checkpoints.storage import Array
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 FUSED = 128  # from this size on, upsampling and convolution are one transposed one, which does not turn its kernel
 TRUNCATION = {"truncation": 0.7, "truncation_cutoff": 8}  # as published

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from tpdne_cli.checkpoints import Checkpoint, stylegan1
-from tpdne_cli.checkpoints.pickles import AGAIN, Maker, Record
+from tpdne_cli.checkpoints.pickles import Maker, Record
 from tpdne_cli.checkpoints.renaming import (
     DENSE,
     KERNEL,
@@ -29,7 +29,7 @@ from tpdne_cli.checkpoints.renaming import (
 )
 from tpdne_cli.checkpoints.shapes import discriminator_config, finite, generator_config
 from tpdne_cli.checkpoints.storage import Array, array_of
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 MAX_VARIABLES = 5_000
 

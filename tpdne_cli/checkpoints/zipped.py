@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import struct
 
-from tpdne_cli.checkpoints.pickles import AGAIN, Budget, Machine, Maker, show
+from tpdne_cli.checkpoints.pickles import Budget, Machine, Maker, show
 from tpdne_cli.checkpoints.storage import Storage, storage_of
-from tpdne_cli.errors import CheckpointError
+from tpdne_cli.errors import AGAIN, CheckpointError
 
 MAX_MEMBERS = 20_000
 MAX_NAME = 512

@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import sys
+import traceback
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -92,9 +93,8 @@ def run(arguments: list[str]) -> int:
         result: Any = app.main(arguments, prog_name="tpdne", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
-        return 130
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        complain("Interrupted.")
         return 130
     except ReaderGone:
         # Python would complain of the closed stdout once more at exit.
@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         if os.environ.get("TPDNE_DEBUG") == "1":
-            raise
+            traceback.print_exception(error)
         return explain(error)
 
 

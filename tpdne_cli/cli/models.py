@@ -136,7 +136,7 @@ def agree(output: Output, entry: Entry, accepted: bool) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise SettingsError(f"{entry.name} has a licence of its own ({entry.licence}): --accept-licence agrees to it.")
     if not click.confirm("Do you accept this licence?", err=True):
-        raise click.Abort
+        raise SettingsError(f"{entry.name} is not fetched: its licence is not accepted.")
 
 
 def install_from(
@@ -145,6 +145,7 @@ def install_from(
     """Download a generator and install it; what is none is thrown away, so that the next attempt begins anew."""
     from tpdne_cli import download, installing
 
+    installing.check_free(name, force)
     file = fetch(url, output, sha256)
     try:
         return installing.install(file, name, origin, licence, force)
@@ -174,6 +175,10 @@ def fetch(url: str, output: Output, sha256: str | None = None) -> Path:
 
     try:
         file, _ = download.fetch(url, progress, sha256, on_wait=waiting)
+    except KeyboardInterrupt:
+        output.finish()
+        output.warning("What has come so far is kept: the same command goes on from there.")
+        raise
     finally:
         output.finish()
     return file

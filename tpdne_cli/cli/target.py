@@ -66,7 +66,7 @@ class Target:
         except FileExistsError:
             raise OutputError(f"{folder} is a file, not a directory: choose another --out.") from None
         except OSError as error:
-            raise OutputError(f"The directory {folder} cannot be made: {error.strerror}.") from None
+            raise OutputError(f"The directory {folder} cannot be made ({error.strerror}): choose another.") from None
         check_writable(folder)
         for inner in {name.rpartition("/")[0] for name in names} if self.folder is not None else {""}:
             remove_leftovers(folder / inner)
@@ -85,4 +85,4 @@ def check_writable(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"The directory {folder} cannot be written: {error.strerror}.") from None
+        raise OutputError(f"The directory {folder} cannot be written ({error.strerror}): choose another.") from None

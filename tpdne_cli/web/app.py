@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tpdne_cli import __version__
-from tpdne_cli.errors import DeviceError, SeedError, SettingsError
+from tpdne_cli.errors import CheckpointError, DeviceError, SeedError, SettingsError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.seeds import fresh
@@ -204,10 +204,16 @@ class Site:
         raise NotThereError("There is no such file.")
 
     async def models(self, request: Request) -> Response:
+        """Those that can be used: one damaged file hides no other."""
         kind(request.scope, "api")
+        well = []
         for name in self.studio.names:
-            await self.studio.sampler(name)
-        return as_json(request, [self.studio.describe(name) for name in self.studio.names])
+            try:
+                await self.studio.sampler(name)
+                well.append(name)
+            except CheckpointError as error:
+                log.error("%s", error)
+        return as_json(request, [self.studio.describe(name) for name in well])
 
     async def facts(self, request: Request) -> Response:
         """/api/MODEL and /api/MODEL/SEED."""
@@ -338,6 +344,11 @@ async def on_unable(request: Request, error: Exception) -> Response:
     return refuse(request, 503, "The image could not be made now.", {"retry-after": str(UNABLE_SECONDS)})
 
 
+async def on_damaged(request: Request, error: Exception) -> Response:
+    log.error("%s", error)  # with the file's path, which is nobody's business
+    return refuse(request, 503, "This generator's file is damaged; the server's log says more.")
+
+
 async def on_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the metrics do
 
@@ -373,6 +384,7 @@ def create(studio: Studio, rules: Rules) -> ASGIApp:
         NotThereError: on_missing,
         QueueFullError: on_full,
         DeviceError: on_unable,
+        CheckpointError: on_damaged,
         asyncio.TimeoutError: on_late,
         GoneError: on_gone,
         405: on_http,
