@@ -46,6 +46,13 @@ class Maker(Protocol):
     def __call__(self, items: Iterable[Any], /) -> Iterator[Sample]: ...
 
 
+class Drawer(Maker, Protocol):
+    """A Maker that says how many it takes at a time: Sampler, Judged, Worker, or one on another machine."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+
 M = TypeVar("M", bound=Maker)
 
 
@@ -149,13 +156,13 @@ def _end(connection: Connection, pid: int) -> None:
 class Fleet:
     """Samplers of one model that share the work. A slower one takes fewer batches; none waits for another."""
 
-    def __init__(self, samplers: Sequence[Sampler | Judged | Worker]) -> None:
+    def __init__(self, samplers: Sequence[Drawer]) -> None:
         self.samplers = samplers
         self.recipe = samplers[0].recipe
 
     def __call__(self, items: Iterable[Any]) -> Iterator[Sample]:
         """One Sample per seed, or other item, in order. Raises what a Sampler raises."""
-        idle: SimpleQueue[Sampler | Judged | Worker] = SimpleQueue()
+        idle: SimpleQueue[Drawer] = SimpleQueue()
         for sampler in self.samplers:
             idle.put(sampler)
 

@@ -65,6 +65,8 @@ def run(
         raise click.UsageError("--skip-existing and --force contradict each other: leave one of the two out")
     if as_json and print0:
         raise click.UsageError("--json and --print0 contradict each other: lines of JSON hold no line breaks")
+    if settings["ray_address"] is not None and settings["engine"] != "ray":
+        raise click.UsageError("--ray-address names a Ray cluster: add --engine ray")
     output = Output(as_json, quiet, not no_progress, "\0" if print0 else "\n")
     given = options.read_seeds(count, seed, seeds, seeds_from)
     wanted = options.seeds_or_fresh(given, count)

@@ -69,14 +69,21 @@ class Job:
     def load(self, count: int) -> None:
         """Everything that can fail before the first image is made."""
         given, model = self.settings, models.load(self.model)  # first: it finds out whether there is room for imports
-        from tpdne_cli.fleet import assemble
         from tpdne_cli.pipeline import Encoding
 
         settings = options.settings_of(given)
         self.encoding = Encoding(self.target.format, given["quality"], given["size"], not given["no_metadata"])
         self.resolution = model.resolution
         how = given["device"], given["precision"], given["batch_size"]
-        self.sampler = assemble(model, settings, *how, count, judged=given.get("min_realism") is not None)
+        judged = given.get("min_realism") is not None
+        if given.get("engine") == "ray":
+            from tpdne_cli import cluster
+
+            self.sampler = cluster.assemble(model, settings, *how, count, judged, given["ray_address"])
+        else:
+            from tpdne_cli import fleet
+
+            self.sampler = fleet.assemble(model, settings, *how, count, judged)
 
     def finished(self, work: Work) -> Collection[str]:
         """Names of the images that are there. Raises OutputError where something else has such a name."""

@@ -165,6 +165,10 @@ script_options = group(
         metavar="I/N|auto",
         help="Make the I-th of N parts only; auto asks Slurm, Kubernetes, torchrun or GNU parallel.",
     ),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", help="Draw here, or on a Ray cluster."
+    ),
+    click.option("--ray-address", metavar="ADDRESS", help="Of a cluster that runs; else one of this machine alone."),
 )
 
 generation_options = group(

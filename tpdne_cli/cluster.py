@@ -1,0 +1,162 @@
+"""The samplers of a Ray cluster as one Fleet: an actor on each GPU, or on each core where there is none.
+
+Extra `tpdne[ray]`. Ray places the actors, feeds them, and starts those again whose machine was lost; they draw what a
+Sampler draws, and the images come back in order. The generator's file travels with the work: only tpdne has to be
+installed on the other machines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tpdne_cli import __version__, models
+from tpdne_cli.critic import Critic, Judged, path_of
+from tpdne_cli.errors import DeviceError, SettingsError
+from tpdne_cli.fleet import Fleet
+from tpdne_cli.models import Model
+from tpdne_cli.sampler import Sample, Sampler, Settings
+
+IMAGES_PER_ACTOR = 8  # below, starting another one takes longer than drawing
+ATTEMPTS = 3  # of an actor's start, and of a batch, when machines are lost
+PATIENCE = 10  # seconds until a cluster answers
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass
+class Order:
+    """What an actor is to draw with. files: the generator's and, if its images are judged, the critic's, by name."""
+
+    files: Mapping[str, bytes]
+    name: str
+    settings: Settings | None
+    how: tuple[str, str, int | None]  # device, precision, batch size
+    judged: bool
+    version: str = __version__
+
+    def sampler(self) -> Sampler | Judged:
+        """Raises as models.load, Sampler and Critic.load do."""
+        if self.version != __version__:
+            raise SettingsError(f"The cluster has tpdne {__version__}, not your {self.version}: install the same one.")
+        with TemporaryDirectory(prefix="tpdne-") as folder:
+            for file, data in self.files.items():
+                (Path(folder) / file).write_bytes(data)
+            model = models.load(Path(folder) / next(iter(self.files)))
+            model.name = self.name
+            sampler = Sampler(model, self.settings, *self.how)
+            return Judged(sampler, Critic.load(model, str(sampler.device))) if self.judged else sampler
+
+
+class Actor:
+    """A sampler where Ray puts it. It is made when first asked: a constructor's error would arrive as Ray's own."""
+
+    def __init__(self, order: Order) -> None:
+        self.order: Order | None = order
+        self.maker: Sampler | Judged | None = None
+
+    def about(self) -> tuple[int, dict[str, Any]]:
+        """Batch size, and the recipe of seed 0."""
+        maker = self._maker()
+        return maker.batch_size, maker.recipe(0)
+
+    def draw(self, seeds: list[Any]) -> list[Sample]:
+        return list(self._maker()(seeds))
+
+    def _maker(self) -> Sampler | Judged:
+        if self.maker is None:
+            assert self.order is not None
+            self.maker, self.order = self.order.sampler(), None
+        return self.maker
+
+
+class Distant:
+    """What a Fleet takes for a sampler. Raises what the one behind it raises, DeviceError where it is lost for good."""
+
+    def __init__(self, ray: Any, actor: Any, order: Any) -> None:
+        self.ray, self.actor = ray, actor
+        self.order = order  # Ray forgets what nobody refers to, and an actor that is started again asks for it
+        self.batch_size, self.about = self._get(actor.about.remote())
+
+    @property
+    def recipe(self) -> Callable[[Any], dict[str, Any]]:
+        return lambda seed: {**self.about, "seed": seed}
+
+    def __call__(self, items: Iterable[Any]) -> Iterator[Sample]:
+        yield from self._get(self.actor.draw.remote(list(items)))
+
+    def _get(self, answer: Any) -> Any:
+        errors = self.ray.exceptions
+        try:
+            return self.ray.get(answer)
+        except errors.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except errors.RayActorError as error:
+            raise DeviceError(f"The cluster lost a sampler and could not start it again ({_line(error)}).") from None
+
+
+def assemble(
+    model: Model,
+    settings: Settings | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    images: int = 1,
+    judged: bool = False,
+    address: str | None = None,
+) -> Fleet:
+    """A Fleet of actors for `images` images, as fleet.assemble makes one of this machine.
+
+    address: of a cluster that runs ('auto', 'HOST:PORT', 'ray://HOST:PORT'); None: the one of RAY_ADDRESS, or one of
+    this machine alone, for the time being. Raises SettingsError where Ray is not installed, DeviceError where there is
+    no cluster or no such device in it, and as Sampler does.
+    """
+    if device not in DEVICES:
+        raise SettingsError(f"A Ray cluster hands its devices out by itself: use {', '.join(DEVICES)}, not {device!r}.")
+    ray = connect(address)
+    resources = ray.cluster_resources()
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    if device == "cuda" and not gpus:
+        raise DeviceError("The cluster has no GPU: use --device cpu.")
+    on_gpu = device != "cpu" and gpus > 0
+    count = max(1, min(gpus if on_gpu else cores, -(-images // (batch_size or IMAGES_PER_ACTOR))))
+    paths = [model.path, *([path_of(model)] if judged else [])]
+    if judged and not paths[1].is_file():
+        Critic.load(model)  # has the sentence for it
+    files = {path.name: path.read_bytes() for path in paths}
+    order = ray.put(Order(files, model.name, settings, ("cuda" if on_gpu else "cpu", precision, batch_size), judged))
+    place = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": ATTEMPTS, "max_task_retries": ATTEMPTS}
+    actors = [ray.remote(**place)(Actor).remote(order) for _ in range(count)]
+    return Fleet([Distant(ray, actor, order) for actor in actors])
+
+
+def connect(address: str | None) -> Any:
+    """Ray, connected. Raises SettingsError where it is not installed, DeviceError where there is no cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is an exception here too
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise SettingsError("The engine ray needs Ray, which is not installed: pip install 'tpdne[ray]'.") from None
+    if ray.is_initialized():
+        return ray
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    alone = address is None
+    try:
+        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):  # where nobody listens Ray waits for minutes
+            socket.create_connection((match[1], int(match[2])), timeout=PATIENCE).close()
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if alone else {}))
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
+        where = "here" if alone else f"at {address}"
+        raise DeviceError(f"There is no Ray cluster {where} ({_line(error)}): check --ray-address.") from None
+    return ray
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
