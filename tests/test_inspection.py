@@ -283,15 +283,15 @@ def test_animations_that_keep_no_fingerprint_say_what_they_claim(tmp_path, forma
     frames = [np.full((side, side, 3), level, np.uint8) for level in (10, 200)]
     save_animation(frames, path, recipe=RECIPE)
     report = inspect(path)
-    says(report, "claimed", "made by tpdne", format, "edited")
+    says(report, "claimed", "made by tpdne", format.upper(), "edited")
     assert report.recipe == RECIPE and report.synthetic and not report.intact and report.format == format
     assert (report.width, report.height) == ((side + side % 2,) * 2 if format == "mp4" else (side, side))
     says(verify(path, regenerate), "unverifiable", "animation")
     save_animation(frames, path)
     says(inspect(path), "unmarked")
     says(verify(path, regenerate), "unmarked")
-    path.write_bytes(path.read_bytes()[:9])
-    with pytest.raises(ImageError, match="is damaged"):
+    path.write_bytes(path.read_bytes()[: 9 if format == "gif" else 12])
+    with pytest.raises(ImageError, match="no picture"):
         inspect(path)
 
 
@@ -308,9 +308,19 @@ def test_another_programs_gif_and_its_many_blocks(tmp_path):
 def test_a_sheet_too_large_to_be_decoded_is_taken_as_it_says(tmp_path, monkeypatch):
     path = write(tmp_path)
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses to open from twice of it on
     monkeypatch.setattr(images, "read_pixels", None)
     says(inspect(path), "intact", "made by tpdne")
-    says(verify(path, regenerate), "unverifiable", "a sheet of many images")
+    says(verify(path, regenerate), "unverifiable", "more pixels than are read")
+
+
+def test_lengths_beyond_all_files(tmp_path):
+    head = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4)
+    for length in (2**63 + 5, 2**64 - 1, 3):
+        hostile = head + (1).to_bytes(4, "big") + b"mdat" + length.to_bytes(8, "big") + bytes(64)
+        assert metadata.read_marks(hostile) == metadata.Marks() and containers.dimensions(hostile) is None
+    with pytest.raises(ImageError, match="is not a PNG"):
+        containers.format_of(head.replace(b"isom", b"avif"))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])

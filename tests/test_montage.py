@@ -13,6 +13,7 @@ from tpdne_cli import images, metadata, models
 from tpdne_cli.errors import ImageError, OutputError, SettingsError
 from tpdne_cli.inspection import inspect
 from tpdne_cli.montage import PAPER, Layout, save_sheet
+from tpdne_cli.remaking import check
 from tpdne_cli.sampler import Sample, Sampler
 
 RECIPE = {"model": "faces", "seed": "0-5"}
@@ -105,6 +106,8 @@ def test_samples_leave_the_mark_without_being_asked(tmp_path, format):
     marks = metadata.read_marks(path)
     assert marks.source_type == metadata.SYNTHETIC and "seed" not in marks.recipe
     assert "made by tpdne" in inspect(path).sentence and "unknown" not in inspect(path).sentence
+    with pytest.raises(SettingsError, match="only single ones"):
+        check(marks.recipe)
     save_sheet(samples, path, (2, 2), metadata=False)
     assert metadata.read_marks(path) == metadata.Marks()
 

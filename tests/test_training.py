@@ -505,7 +505,8 @@ def test_a_generator_that_clamps_and_knows_no_mean_w_can_be_trained(tmp_path: Pa
 
 def test_what_no_run_can_be(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(TrainingError, match="groups of 4: a batch of 6"):
-        tiny(pictures, tmp_path, batch=6)
+        Run(tiny(pictures, tmp_path, batch=6), None)
+    Run(tiny(pictures, tmp_path, batch=3), None)
     with pytest.raises(TrainingError, match="channel_base is 64, and must be at least 128"):
         tiny(pictures, tmp_path, schedule="64:4,128", channel_base=64)
 

@@ -7,6 +7,7 @@ installed on the other machines.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -20,13 +21,15 @@ from typing import Any
 from tpdne_cli import __version__, models
 from tpdne_cli.critic import Critic, Judged, path_of
 from tpdne_cli.errors import DeviceError, SettingsError
-from tpdne_cli.fleet import Fleet
+from tpdne_cli.fleet import LARGEST_FOR_PROCESSES, MEMORY_PER_PROCESS, Fleet
 from tpdne_cli.models import Model
 from tpdne_cli.sampler import Sample, Sampler, Settings
 
 IMAGES_PER_ACTOR = 8  # below, starting another one takes longer than drawing
 ATTEMPTS = 3  # of an actor's start, and of a batch, when machines are lost
-PATIENCE = 10  # seconds until a cluster answers
+PATIENCE = 300  # seconds until the first sampler is to have found a place and loaded torch and the generator
+GRACE = 20  # and the others after it: who has not is left out
+ANSWER = 10  # seconds until a cluster is to answer
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -82,7 +85,12 @@ class Distant:
     def __init__(self, ray: Any, actor: Any, order: Any) -> None:
         self.ray, self.actor = ray, actor
         self.order = order  # Ray forgets what nobody refers to, and an actor that is started again asks for it
-        self.batch_size, self.about = self._get(actor.about.remote())
+        self.answer = actor.about.remote()
+
+    def ready(self) -> Distant:
+        """This one, when it has answered: all of them start at the same time. Raises as Order.sampler does."""
+        self.batch_size, self.about = self._get(self.answer)
+        return self
 
     @property
     def recipe(self) -> Callable[[Any], dict[str, Any]]:
@@ -98,7 +106,14 @@ class Distant:
         except errors.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except errors.RayActorError as error:
-            raise DeviceError(f"The cluster lost a sampler and could not start it again ({_line(error)}).") from None
+            if getattr(error, "actor_init_failed", False):  # before a line of ours ran: what it was sent means nothing
+                raise DeviceError(
+                    f"tpdne {__version__} cannot be started on a machine of the cluster ({_line(error)}): install the "
+                    "same version there."
+                ) from None
+            raise DeviceError(
+                f"The cluster lost a sampler and could not start it again ({_line(error)}): --skip-existing goes on."
+            ) from None
 
 
 def assemble(
@@ -113,27 +128,40 @@ def assemble(
 ) -> Fleet:
     """A Fleet of actors for `images` images, as fleet.assemble makes one of this machine.
 
-    address: of a cluster that runs ('auto', 'HOST:PORT', 'ray://HOST:PORT'); None: the one of RAY_ADDRESS, or one of
-    this machine alone, for the time being. Raises SettingsError where Ray is not installed, DeviceError where there is
-    no cluster or no such device in it, and as Sampler does.
+    address: of a cluster that runs ('HOST:PORT', 'ray://HOST:PORT', or 'auto' for this machine's own); None:
+    the one of RAY_ADDRESS, or one of this machine alone, for the time being. Raises SettingsError where Ray is not
+    installed, DeviceError where there is no cluster or no such device in it, and as Sampler does.
     """
     if device not in DEVICES:
         raise SettingsError(f"A Ray cluster hands its devices out by itself: use {', '.join(DEVICES)}, not {device!r}.")
     ray = connect(address)
-    resources = ray.cluster_resources()
-    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    if device == "cuda" and not gpus:
+    there = ray.cluster_resources()
+    if device == "cuda" and not there.get("GPU"):
         raise DeviceError("The cluster has no GPU: use --device cpu.")
-    on_gpu = device != "cpu" and gpus > 0
-    count = max(1, min(gpus if on_gpu else cores, -(-images // (batch_size or IMAGES_PER_ACTOR))))
+    on_gpu = device != "cpu" and there.get("GPU", 0) >= 1
+    place, most = ({"num_gpus": 1, "num_cpus": 0}, int(there["GPU"])) if on_gpu else _on_cores(ray, model, there)
+    count = max(1, min(most, -(-images // (batch_size or IMAGES_PER_ACTOR))))
     paths = [model.path, *([path_of(model)] if judged else [])]
     if judged and not paths[1].is_file():
         Critic.load(model)  # has the sentence for it
     files = {path.name: path.read_bytes() for path in paths}
     order = ray.put(Order(files, model.name, settings, ("cuda" if on_gpu else "cpu", precision, batch_size), judged))
-    place = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": ATTEMPTS, "max_task_retries": ATTEMPTS}
-    actors = [ray.remote(**place)(Actor).remote(order) for _ in range(count)]
-    return Fleet([Distant(ray, actor, order) for actor in actors])
+    kind = ray.remote(**place, max_restarts=ATTEMPTS, max_task_retries=ATTEMPTS)(Actor)
+    actors = [Distant(ray, kind.remote(order), order) for _ in range(count)]
+    asked = [actor.answer for actor in actors]
+    if not ray.wait(asked, num_returns=1, timeout=PATIENCE)[0]:
+        raise DeviceError(f"No sampler of the cluster was ready after {PATIENCE} s: look at what 'ray status' says.")
+    ready, _ = ray.wait(asked, num_returns=count, timeout=GRACE)  # others may find no place beside other people's work
+    return Fleet([actor.ready() for actor in actors if actor.answer in ready])
+
+
+def _on_cores(ray: Any, model: Model, there: Mapping[str, float]) -> tuple[dict[str, Any], int]:
+    """What an actor is to get, and how many there can be: as fleet.processes has it for one machine."""
+    if model.resolution <= LARGEST_FOR_PROCESSES:
+        most = min(there.get("CPU", 0), there.get("memory", math.inf) / MEMORY_PER_PROCESS)
+        return {"num_cpus": 1, "memory": MEMORY_PER_PROCESS}, int(most)
+    cores = min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])  # one on each machine
+    return {"num_cpus": cores}, int(there.get("CPU", 0) // cores)
 
 
 def connect(address: str | None) -> Any:
@@ -146,17 +174,27 @@ def connect(address: str | None) -> Any:
         raise SettingsError("The engine ray needs Ray, which is not installed: pip install 'tpdne[ray]'.") from None
     if ray.is_initialized():
         return ray
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
     alone = address is None
     try:
-        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):  # where nobody listens Ray waits for minutes
-            socket.create_connection((match[1], int(match[2])), timeout=PATIENCE).close()
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if alone else {}))
+        if match := re.fullmatch(
+            r"(?:ray://)?(.+):(\d+)", address or "local"
+        ):  # where nobody listens Ray waits for minutes
+            socket.create_connection((match[1], int(match[2])), timeout=ANSWER).close()
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({"include_dashboard": False} if alone else {}),
+        )
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         where = "here" if alone else f"at {address}"
-        raise DeviceError(f"There is no Ray cluster {where} ({_line(error)}): check --ray-address.") from None
+        raise DeviceError(f"No Ray cluster can be used {where} ({_line(error)}): check --ray-address.") from None
     return ray
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error says, in one line that is not too long."""
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", str(error))).strip().rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-190:]}"

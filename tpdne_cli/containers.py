@@ -18,6 +18,7 @@ from .errors import ImageError
 
 MAX_BLOCKS = 1 << 16  # a hostile file may consist of a million empty parts
 PNG, JPEG, GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"GIF87a", b"GIF89a")
+MP4 = {*(b"iso%d" % i for i in range(2, 10)), b"isom", b"mp41", b"mp42", b"avc1", b"M4V "}  # brands: others are stills
 _SIZED_JPEG = {bytes([0xC0 + i]) for i in (0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15)}  # SOF, ITU T.81, table B.1
 
 
@@ -88,7 +89,7 @@ def _format(file: BinaryIO) -> str:
         "jpg": head.startswith(JPEG + b"\xff"),
         "webp": (head[:4], head[8:]) == (b"RIFF", b"WEBP"),
         "gif": head.startswith(GIF),
-        "mp4": head[4:8] == b"ftyp",
+        "mp4": head[4:8] == b"ftyp" and head[8:12] in MP4,
     }
     return next((kind for kind, found in kinds.items() if found), "")
 
@@ -162,5 +163,7 @@ def _mp4(file: BinaryIO) -> Iterator[Block]:
 
 
 def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    if offset > sys.maxsize:  # no file reaches so far, whatever a length in it says
+        return b""
     file.seek(offset)
     return file.read(length)

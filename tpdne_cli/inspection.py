@@ -73,7 +73,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     marks, size = metadata.read_marks(path), containers.dimensions(path)
     is_image = containers.format_of(path) in images.FORMATS
     if size is None and not is_image:
-        raise ImageError(f"{metadata.name_of(path)} is damaged: make it or copy it again.")
+        raise ImageError(f"{metadata.name_of(path)} holds no picture that can be measured: make it or copy it again.")
     if is_image and (size is None or marks.recipe is None or size[0] * size[1] <= images.MAX_PIXELS):
         height, width = images.read_pixels(path).shape[:2]
         size = width, height
@@ -95,10 +95,10 @@ def verify(
     report = inspect(path)
     if report.recipe is None or report.verdict == "resized":
         return report
+    if report.width * report.height > images.MAX_PIXELS:
+        return unverifiable(path, "It has more pixels than are read here.")
     if report.format not in images.FORMATS or _is_animated(path):  # one true frame would vouch for all the others
         return unverifiable(path, "It is an animation, and only single images are.")
-    if report.width * report.height > images.MAX_PIXELS:
-        return unverifiable(path, "It is a sheet of many images, and only single ones are.")
     pixels, marks = images.read_pixels(path), metadata.read_marks(path)
     format, quality = _encoding(marks)
     again = images.resize(regenerate(report.recipe), max(pixels.shape[:2]))
@@ -129,7 +129,7 @@ def unverifiable(path: str | os.PathLike[str], reason: object) -> Report:
 def _examine(path: str | os.PathLike[str], width: int, height: int, marks: metadata.Marks) -> Report:
     written, format = marks.image or {}, containers.format_of(path)
     synthetic = marks.source_type == metadata.SYNTHETIC
-    intact = written.get("data") == metadata.fingerprint(path)
+    intact = format in images.FORMATS and written.get("data") == metadata.fingerprint(path)
     verdict: Verdict
     if marks.recipe is None:
         verdict = "foreign" if synthetic else "unmarked"
@@ -202,7 +202,7 @@ def _with_sentence(report: Report, marks: metadata.Marks) -> Report:
     since = "" if report.intact else ", though the file was saved again since"
     sentence = {
         "verified": f"{subject} does not exist: made by {maker}, {again}{since}.",
-        "claimed": f"It says that it was made by {maker}; a {report.format} does not tell whether it was edited since.",
+        "claimed": f"It says that it was made by {maker}; {report.format.upper()} does not tell whether it was edited.",
         "intact": f"It says that it was made by {maker}, and is untouched since; only making it again can prove it.",
         "rewritten": f"It says that it was made by {maker}, but was saved again or edited since.",
         "resized": f"It was {was} pixels when made by {maker} and is {size} now: cropped, resized or turned since.",

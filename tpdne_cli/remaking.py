@@ -40,6 +40,8 @@ def _is_number(value: Any) -> bool:
 
 def check(recipe: Mapping[str, Any]) -> None:
     """Raises SettingsError for a recipe that does not describe one image, or holds what this version does not know."""
+    if recipe.get("latent") == {"kind": "collection"}:
+        raise SettingsError("It holds many images, and tpdne makes only single ones again.")
     if unknown := sorted(recipe.keys() - NAMES):
         raise SettingsError(f"Its recipe asks for {unknown[0]!r}, which this tpdne does not know: upgrade it.")
     for name, possible in (CHECKS | MOVES).items():

@@ -130,5 +130,7 @@ def part(
     own = sharding.parse(shard)
     if manifest is not None and shard.startswith("auto"):
         path = Path(manifest)
+        if path.exists() and not path.is_file():  # a pipe or a device
+            return list(own.of(work)), manifest
         manifest = str(path.with_name(f"{path.stem}.{own.index}-of-{own.count}{path.suffix}"))
     return list(own.of(work)), manifest

@@ -88,7 +88,7 @@ def expand(names: Iterable[str]) -> Iterator[Path]:
             continue
         found = [p for p in sorted(path.rglob("*")) if _is_ours(p) and p.is_file() and not is_temporary(p)]
         if not found:
-            raise ImageError(f"There is no image in {path}: give a directory that holds PNG, JPEG or WebP files.")
+            raise ImageError(f"There is no image in {path}: give a directory that holds images.")
         yield from found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -45,11 +46,18 @@ def mix(rows: str | None, columns: str | None, styles: str, single: bool, **give
     tpdne mix --rows 1,2,3 --cols 10-14 -o mix.png
     tpdne mix --rows alice --cols bob --styles middle --single -o mixed/
     """
-    across: list[Seed] = list(fresh(COLUMNS)) if columns is None else latent.seed_list(columns)
-    down: list[Seed] = list(fresh(ROWS)) if rows is None else latent.seed_list(rows)
+    across: Sequence[Seed] = fresh(COLUMNS) if columns is None else latent.seed_list(columns)
+    down: Sequence[Seed] = fresh(ROWS) if rows is None else latent.seed_list(rows)
     drawn = rows is None or columns is None
-    again = f"--rows {','.join(map(str, down))} --cols {','.join(map(str, across))}" if drawn else ""
+    again = shlex.join(["--rows", listed(down), "--cols", listed(across)]) if drawn else ""
     return (files if single else table)(down, across, styles, given, again)
+
+
+def listed(seeds: Sequence[Seed]) -> str:
+    """As --rows and --cols take them."""
+    if isinstance(seeds, range):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
 
 
 def note_of(again: str) -> str:

@@ -31,7 +31,7 @@ def save(run_dir: Path, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk in its own way
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise TrainingError(f"The checkpoint in {run_dir} cannot be written: {reason}.") from error
     return latest
 

@@ -12,7 +12,6 @@ from tpdne_cli.errors import TrainingError
 
 Augmentation = Literal["none", "diffaugment", "ada"]
 Precision = Literal["auto", "float32", "bfloat16"]
-GROUP = 4  # of the minibatch standard deviation
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,6 @@ class TrainConfig:
         for name in ("images", "batch", "r1_every", "log_every", "z_dim", "w_dim", "mapping_layers", "ema_images"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, and must be at least 1.")
-        if self.batch > GROUP and self.batch % GROUP:
-            raise TrainingError(f"The critic compares images in groups of {GROUP}: a batch of {self.batch} has a rest.")
         stages = parse_schedule(self.schedule)
         if self.from_model is None and self.channel_base < stages[-1].resolution:
             raise TrainingError(

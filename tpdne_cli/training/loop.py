@@ -252,6 +252,11 @@ class Run:
         for half in (nets.generator.synthesis, nets.ema.synthesis, nets.discriminator):
             half.set_precision(self.dtype)
         self.nets = nets
+        group = nets.discriminator.config.mbstd_group_size
+        if group and self.config.batch > group and self.config.batch % group:
+            raise TrainingError(
+                f"The critic compares images in groups of {group}: a batch of {self.config.batch} has a rest."
+            )
         for name in self.config.frozen:  # Mo et al. 2020, arXiv 2002.10964
             nets.discriminator.get_submodule(name).requires_grad_(False)
         lr, lazy = self.config.learning_rate, self.config.r1_every / (self.config.r1_every + 1)
@@ -259,8 +264,8 @@ class Run:
         self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
         # Section B of 1912.04958: as if the lazy penalty were a part of every step.
         self.d_optimizer = torch.optim.Adam(nets.discriminator.parameters(), lr * lazy, (0.0, 0.99**lazy), fused=fused)
-        if self.config.compile:  # the critic's graph is gone through twice
-            torch._functorch.config.donated_buffer = False
+        if self.config.compile and hasattr(torch._functorch.config, "donated_buffer"):  # from torch 2.5 on
+            torch._functorch.config.donated_buffer = False  # the critic's graph is gone through twice
         self._synthesis = torch.compile(nets.generator.synthesis) if self.config.compile else nets.generator.synthesis
         self._critic = torch.compile(nets.discriminator) if self.config.compile else nets.discriminator
 
