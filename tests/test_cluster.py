@@ -108,7 +108,7 @@ def test_an_interruption_says_how_to_go_on(tiny_model, tmp_path):
     child.stdout.readline()
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=120)
-    assert child.returncode == 130 and b"--skip-existing" in err and b"Traceback" not in err, err
+    assert child.returncode == 130 and b"--skip-existing" in err and err.count(b"\n") == 2, "nothing of Ray's own"
     assert len(files(tmp_path / "d")) == 1 + len(out.splitlines())
     ended = time.monotonic() + 30
     while mine(child.pid) and time.monotonic() < ended:

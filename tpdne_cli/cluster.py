@@ -58,24 +58,27 @@ class Order:
 
 
 class Actor:
-    """A sampler where Ray puts it. It is made when first asked: a constructor's error would arrive as Ray's own."""
+    """A sampler where Ray puts it. It is made when first asked: a constructor's error would arrive as Ray's own.
 
-    def __init__(self, order: Order) -> None:
-        self.order: Order | None = order
+    order: a list that holds a reference to an Order. It comes with every question, since an actor that is started again
+    has forgotten it.
+    """
+
+    def __init__(self) -> None:
         self.maker: Sampler | Judged | None = None
 
-    def about(self) -> tuple[int, dict[str, Any]]:
+    def about(self, order: list[Any]) -> tuple[int, dict[str, Any]]:
         """Batch size, and the recipe of seed 0."""
-        maker = self._maker()
+        maker = self._maker(order)
         return maker.batch_size, maker.recipe(0)
 
-    def draw(self, seeds: list[Any]) -> list[Sample]:
-        return list(self._maker()(seeds))
+    def draw(self, order: list[Any], seeds: list[Any]) -> list[Sample]:
+        return list(self._maker(order)(seeds))
 
-    def _maker(self) -> Sampler | Judged:
+    def _maker(self, order: list[Any]) -> Sampler | Judged:
         if self.maker is None:
-            assert self.order is not None
-            self.maker, self.order = self.order.sampler(), None
+            self.maker = import_module("ray").get(order[0]).sampler()
+        assert self.maker is not None
         return self.maker
 
 
@@ -83,9 +86,8 @@ class Distant:
     """What a Fleet takes for a sampler. Raises what the one behind it raises, DeviceError where it is lost for good."""
 
     def __init__(self, ray: Any, actor: Any, order: Any) -> None:
-        self.ray, self.actor = ray, actor
-        self.order = order  # Ray forgets what nobody refers to, and an actor that is started again asks for it
-        self.answer = actor.about.remote()
+        self.ray, self.actor, self.order = ray, actor, [order]
+        self.answer = actor.about.remote(self.order)
 
     def ready(self) -> Distant:
         """This one, when it has answered: all of them start at the same time. Raises as Order.sampler does."""
@@ -97,7 +99,7 @@ class Distant:
         return lambda seed: {**self.about, "seed": seed}
 
     def __call__(self, items: Iterable[Any]) -> Iterator[Sample]:
-        yield from self._get(self.actor.draw.remote(list(items)))
+        yield from self._get(self.actor.draw.remote(self.order, list(items)))
 
     def _get(self, answer: Any) -> Any:
         errors = self.ray.exceptions
@@ -147,7 +149,7 @@ def assemble(
     files = {path.name: path.read_bytes() for path in paths}
     order = ray.put(Order(files, model.name, settings, ("cuda" if on_gpu else "cpu", precision, batch_size), judged))
     kind = ray.remote(**place, max_restarts=ATTEMPTS, max_task_retries=ATTEMPTS)(Actor)
-    actors = [Distant(ray, kind.remote(order), order) for _ in range(count)]
+    actors = [Distant(ray, kind.remote(), order) for _ in range(count)]
     asked = [actor.answer for actor in actors]
     if not ray.wait(asked, num_returns=1, timeout=PATIENCE)[0]:
         raise DeviceError(f"No sampler of the cluster was ready after {PATIENCE} s: look at what 'ray status' says.")
@@ -160,14 +162,14 @@ def _on_cores(ray: Any, model: Model, there: Mapping[str, float]) -> tuple[dict[
     if model.resolution <= LARGEST_FOR_PROCESSES:
         most = min(there.get("CPU", 0), there.get("memory", math.inf) / MEMORY_PER_PROCESS)
         return {"num_cpus": 1, "memory": MEMORY_PER_PROCESS}, int(most)
-    cores = min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])  # one on each machine
+    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    cores = min([number for number in machines if number], default=1)  # one actor on each machine
     return {"num_cpus": cores}, int(there.get("CPU", 0) // cores)
 
 
 def connect(address: str | None) -> Any:
     """Ray, connected. Raises SettingsError where it is not installed, DeviceError where there is no cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is an exception here too
     try:
         ray: Any = import_module("ray")
     except ImportError:
@@ -177,17 +179,12 @@ def connect(address: str | None) -> Any:
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
     alone = address is None
+    how = {"log_to_driver": False, "logging_level": "ERROR", **({"include_dashboard": False} if alone else {})}
     try:
-        if match := re.fullmatch(
-            r"(?:ray://)?(.+):(\d+)", address or "local"
-        ):  # where nobody listens Ray waits for minutes
+        # Where nobody listens Ray itself waits for minutes.
+        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "local"):
             socket.create_connection((match[1], int(match[2])), timeout=ANSWER).close()
-        ray.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({"include_dashboard": False} if alone else {}),
-        )
+        ray.init(address or "local", **how)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         where = "here" if alone else f"at {address}"
         raise DeviceError(f"No Ray cluster can be used {where} ({_line(error)}): check --ray-address.") from None
