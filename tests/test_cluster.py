@@ -21,6 +21,7 @@ try:
     import ray
 except ImportError:
     ray = None
+pytestmark = pytest.mark.cluster
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: pip install 'tpdne[ray]'")
 
 
