@@ -70,15 +70,21 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     Never 'verified': fingerprints find accidents and honest edits, but anybody can compute one. Raises ImageError for
     what is not an image or is damaged. A sheet of ours that is too large to be decoded is taken as it says.
     """
+    return _look(path)[0]
+
+
+def _look(path: str | os.PathLike[str]) -> tuple[Report, metadata.Marks, Pixels | None]:
+    """The report of `inspect`, and what it was made of: no pixels where they are not read (GIF, MP4, large sheets)."""
     marks, size = metadata.read_marks(path), containers.dimensions(path)
+    pixels = None
     is_image = containers.format_of(path) in images.FORMATS
     if size is None and not is_image:
         raise ImageError(f"{metadata.name_of(path)} holds no picture that can be measured: make it or copy it again.")
     if is_image and (size is None or marks.recipe is None or size[0] * size[1] <= images.MAX_PIXELS):
-        height, width = images.read_pixels(path).shape[:2]
-        size = width, height
+        pixels = images.read_pixels(path)
+        size = pixels.shape[1], pixels.shape[0]
     assert size is not None
-    return _examine(path, *size, marks)
+    return _examine(path, *size, marks), marks, pixels
 
 
 def verify(
@@ -92,14 +98,13 @@ def verify(
     """
     import numpy as np
 
-    report = inspect(path)
+    report, marks, pixels = _look(path)
     if report.recipe is None or report.verdict == "resized":
         return report
-    if report.width * report.height > images.MAX_PIXELS:
+    if pixels is None and report.format in images.FORMATS:
         return unverifiable(path, "It has more pixels than are read here.")
-    if report.format not in images.FORMATS or _is_animated(path):  # one true frame would vouch for all the others
+    if pixels is None or _is_animated(path):  # one true frame would vouch for all the others
         return unverifiable(path, "It is an animation, and only single images are.")
-    pixels, marks = images.read_pixels(path), metadata.read_marks(path)
     format, quality = _encoding(marks)
     again = images.resize(regenerate(report.recipe), max(pixels.shape[:2]))
     again = images.read_pixels(images.encode(again, format, quality))

@@ -128,9 +128,8 @@ def part(
     if fresh:
         raise click.UsageError("--shard divides seeds that are given, fresh ones differ in every part: add --seeds")
     own = sharding.parse(shard)
-    if manifest is not None and shard.startswith("auto"):
-        path = Path(manifest)
-        if path.exists() and not path.is_file():  # a pipe or a device
-            return list(own.of(work)), manifest
+    path = Path(manifest or "")
+    is_device = path.exists() and not path.is_file()  # or a pipe
+    if manifest is not None and shard.startswith("auto") and not is_device:
         manifest = str(path.with_name(f"{path.stem}.{own.index}-of-{own.count}{path.suffix}"))
     return list(own.of(work)), manifest

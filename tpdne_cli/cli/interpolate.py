@@ -69,22 +69,20 @@ def interpolate(seed: Sequence[str], seeds: str | None, **given: Any) -> int:
     """
     from tpdne_cli import interpolation
 
-    keys: list[Seed] = [*map(parse_seed, seed), *(latent.seed_list(seeds) if seeds is not None else [])]
-    note = ""
+    keys: Sequence[Seed] = [*map(parse_seed, seed), *(latent.seed_list(seeds) if seeds is not None else [])]
+    again = ""
     if not keys:
-        keys = list(fresh(KEYS))
+        keys = fresh(KEYS)
+        again = f"--seeds {latent.listed(keys)}"
     way = interpolation.Path(
         tuple(keys), given["frames"], given["loop"], given["method"], given["space"], given["easing"]
     )
-    if not (seed or seeds):
-        note = f"Fresh seeds: --seeds {keys_of(way)} makes the same walk again."
     target, moving = target_of(given["out"] or "walk.webp", given["format"])
-    return animate(way, target, given, note) if moving else frames(way, target, given, note)
+    return (animate if moving else frames)(way, target, given, again)
 
 
-def keys_of(way: interpolation.Path) -> str:
-    """As --seeds takes keys that were drawn: they count on."""
-    return f"{way.seeds[0]}-{way.seeds[-1]}"
+def note_of(again: str) -> str:
+    return f"Fresh seeds: {again} makes the same walk again." if again else ""
 
 
 def target_of(out: str, format: str | None) -> tuple[Target, bool]:
@@ -108,21 +106,19 @@ def target_of(out: str, format: str | None) -> tuple[Target, bool]:
     return Target(path, None, format or "png"), False
 
 
-def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], note: str) -> int:
-    """A directory of numbered frames."""
+def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], again: str) -> int:
+    """A directory of numbered frames. again: the option that names keys which were drawn."""
     from tpdne_cli.interpolation import Walker
 
     assert way.frames is not None
     namer = Namer(f"frame-{{index:0{max(4, len(str(way.frames - 1)))}d}}", "", FORMATS[target.format].suffix)
     work = [(index, namer(index, 0)) for index in range(way.frames)]
     output = latent.begin(target, [name for _, name in work], given)
-    job = latent.files_job(target, output, given, lambda sampler: Walker(sampler, way))
-    if note:
-        job.again = f"--seeds {keys_of(way)} --skip-existing goes on"
-    return job.make(work, note)
+    job = latent.files_job(target, output, given, lambda sampler: Walker(sampler, way), again)
+    return job.make(work, note_of(again))
 
 
-def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], note: str) -> int:
+def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], again: str) -> int:
     """One moving picture."""
     from tpdne_cli import animation
     from tpdne_cli.fleet import spread
@@ -134,8 +130,8 @@ def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], n
     output = latent.begin(target, [""], given)
     sampler = latent.load_sampler(given)
     walker = Walker(sampler, way)
-    if note:
-        output.note(note)
+    if again:
+        output.note(note_of(again))
     side = given["size"] or sampler.model.resolution
 
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:

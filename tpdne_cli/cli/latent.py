@@ -68,6 +68,13 @@ def seed_list(text: str) -> list[Seed]:
     return seeds
 
 
+def listed(seeds: Sequence[Seed]) -> str:
+    """Seeds as seed_list takes them."""
+    if isinstance(seeds, range):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
+
+
 def title(model: str) -> str:
     """The model's name as file names have it."""
     return re.sub(r"[^\w.-]", "_", Path(model).stem if Path(model).suffix else model)
@@ -152,11 +159,16 @@ class FilesJob(Job):
         return write_files(((sample, self.target.path(name)) for sample, name in named), self.encoding, self.force)
 
 
-def files_job(target: Target, output: Output, given: Mapping[str, Any], maker: Callable[[Sampler], Any]) -> FilesJob:
-    """A job with a command's options."""
-    return FilesJob(
+def files_job(
+    target: Target, output: Output, given: Mapping[str, Any], maker: Callable[[Sampler], Any], again: str = ""
+) -> FilesJob:
+    """A job with a command's options. again: those that name the seeds, where they were drawn."""
+    job = FilesJob(
         given["model"], target, output, given, given["manifest"], given["skip_existing"], given["force"], maker=maker
     )
+    if again:
+        job.again = f"{again} --skip-existing goes on"
+    return job
 
 
 @dataclass

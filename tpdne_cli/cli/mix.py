@@ -49,15 +49,8 @@ def mix(rows: str | None, columns: str | None, styles: str, single: bool, **give
     across: Sequence[Seed] = fresh(COLUMNS) if columns is None else latent.seed_list(columns)
     down: Sequence[Seed] = fresh(ROWS) if rows is None else latent.seed_list(rows)
     drawn = rows is None or columns is None
-    again = shlex.join(["--rows", listed(down), "--cols", listed(across)]) if drawn else ""
+    again = shlex.join(["--rows", latent.listed(down), "--cols", latent.listed(across)]) if drawn else ""
     return (files if single else table)(down, across, styles, given, again)
-
-
-def listed(seeds: Sequence[Seed]) -> str:
-    """As --rows and --cols take them."""
-    if isinstance(seeds, range):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds))
 
 
 def note_of(again: str) -> str:
@@ -77,9 +70,7 @@ def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
     if len({name for _, name in work}) < count:
         raise SettingsError("Two images would have one name: a seed is given twice among the rows or the columns.")
     output = latent.begin(target, [name for _, name in work], given)
-    job = latent.files_job(target, output, given, lambda sampler: Mixer(sampler, styles))
-    if again:
-        job.again = f"{again} --skip-existing goes on"
+    job = latent.files_job(target, output, given, lambda sampler: Mixer(sampler, styles), again)
     return job.make(work, note_of(again))
 
 

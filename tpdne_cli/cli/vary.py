@@ -43,7 +43,8 @@ def vary(seed: str | None, count: int, strength: float | None, fine: bool, **giv
     if fine and strength is not None:
         raise click.UsageError("--fine takes other styles as they are and --strength moves all: leave one of them out")
     centre = fresh(1)[0] if seed is None else parse_seed(seed)
-    note = f"Fresh seed {centre}: --seed {centre} makes the same ones again." if seed is None else ""
+    again = f"--seed {centre}" if seed is None else ""
+    note = f"Fresh seed {centre}: {again} makes the same ones again." if again else ""
     target = Target.of(given["out"] or ".", given["format"])
     if target.file is not None and count > 1:
         raise click.UsageError(f"{count} images do not fit in the one file {target.file}: give a directory")
@@ -53,7 +54,5 @@ def vary(seed: str | None, count: int, strength: float | None, fine: bool, **giv
     work = [(Neighbour(centre, index), name) for index, name in enumerate(names, 1)]
     output = latent.begin(target, names, given)
     step = STRENGTH if strength is None else strength
-    job = latent.files_job(target, output, given, lambda sampler: Varier(sampler, step, fine))
-    if note:
-        job.again = f"--seed {centre} --skip-existing goes on"
+    job = latent.files_job(target, output, given, lambda sampler: Varier(sampler, step, fine), again)
     return job.make(work, note)

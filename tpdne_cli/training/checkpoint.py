@@ -31,8 +31,7 @@ def save(run_dir: Path, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk in its own way
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise TrainingError(f"The checkpoint in {run_dir} cannot be written: {reason}.") from error
+        raise TrainingError(f"The checkpoint in {run_dir} cannot be written: {_reason(error)}.") from error
     return latest
 
 
@@ -46,13 +45,18 @@ def load(run_dir: Path) -> dict[str, Any]:
         except FileNotFoundError:
             continue
         except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for damaged files
-            problem = str(error).splitlines()[0]
+            problem = _reason(error)
     raise TrainingError(f"{run_dir} holds no checkpoint to go on from ({problem}); start the run without --resume.")
 
 
 def exists(run_dir: Path) -> bool:
     """Whether a run was begun there."""
     return any((run_dir / name).exists() for name in (LATEST, PREVIOUS))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what torch says at length, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _sync_folder(folder: Path) -> None:
