@@ -236,6 +236,30 @@ def test_faces_are_counted_by_another_process(tmp_path, monkeypatch):
     assert np.isnan(shown["turn"][0]) and np.isfinite(shown["light"]).all()
 
 
+def test_photographs_are_measured_as_a_perfect_generator_would_be(tmp_path):
+    """Those shown and those of the reference are strangers to each other, which costs distance."""
+    random = torch.Generator().manual_seed(0)
+    photographs = evaluate.Photographs(tmp_path, features.FeatureNet().eval(), tmp_path / "unused")
+    found = torch.randn(400, features.WIDTHS[features.TEXTURE_STAGE] + features.WIDTHS[-1], generator=random)
+    photographs.features = found  # two hundred, and two hundred that stand for their mirror images
+    report = evaluate.floor(photographs, 1000, "")
+    shown = photographs.some(100)
+    rest = torch.tensor([i for i in range(400) if i % 200 not in set(shown.tolist())])
+    expected = metrics.frechet_distance(metrics.moments(found[shown]), metrics.moments(found[rest]))
+    with_themselves = metrics.frechet_distance(metrics.moments(found[shown]), metrics.moments(found))
+    assert report["images"] == 100 and report["frechet"] == pytest.approx(expected, abs=1e-3)
+    assert expected > 1.2 * with_themselves, "the test would not notice"
+
+
+def test_precision_and_recall_compare_sets_of_one_size(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    photographs = evaluate.Photographs(tmp_path, features.FeatureNet().eval(), tmp_path / "unused")
+    photographs.features, fake = torch.randn(120, 4, generator=random), torch.randn(90, 4, generator=random)
+    report = evaluate.distances(fake, photographs, photographs.some(90))
+    expected = metrics.precision_recall(photographs.features[photographs.some(60)], fake[:60])
+    assert (report["precision"], report["recall"]) == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_whole_evaluation(tmp_path, monkeypatch, capsys):
     """A random generator against squares: every number is there, and every sheet."""
     from test_critic import write_pair

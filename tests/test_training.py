@@ -25,7 +25,7 @@ from tpdne_cli.training import checkpoint, data, growth, losses, precision
 from tpdne_cli.training.augment import Ada, DiffAugment, sample
 from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule, recommended
 from tpdne_cli.training.export import export
-from tpdne_cli.training.loop import Run, train
+from tpdne_cli.training.loop import LOG, Run, train
 
 
 @pytest.fixture(autouse=True)
@@ -231,12 +231,21 @@ def test_cutout_takes_at_most_a_quarter() -> None:
 
 def test_ada_follows_the_sign_of_the_critic() -> None:
     ada = Ada(torch.device("cpu"), target=0.6, images_to_full=100)
-    for _ in range(3):
-        ada.update(torch.tensor(0.9), 10)
-    assert ada.p.item() == pytest.approx(0.3)
-    for _ in range(9):
+    for r_t in (1.0, 1.0, 0.2, 0.3):  # of four batches the average counts, 0.625
+        assert ada.p.item() == 0.0
+        ada.update(torch.tensor(r_t), 10)
+    assert ada.p.item() == pytest.approx(0.4)
+    for _ in range(12):
         ada.update(torch.tensor(0.1), 10)
     assert ada.p.item() == 0.0
+
+
+def test_ada_moves_both_ways_or_not_at_all() -> None:
+    torch.manual_seed(0)
+    ada = Ada(torch.device("cpu"))
+    pick = ada._picker(torch.tensor(0.5))
+    x, y = pick(torch.ones(2, 1000), 0)
+    assert torch.equal(x, y) and 400 < x.sum() < 600
 
 
 def test_ada_colours_keep_grey_grey_under_hue_and_saturation() -> None:
@@ -323,6 +332,13 @@ def test_the_checkpoint_before_is_kept_and_serves_when_the_newest_is_damaged(tmp
     assert checkpoint.load(tmp_path)["number"] == 1
     (tmp_path / checkpoint.LATEST).unlink()  # what a kill between the two renames leaves
     assert checkpoint.load(tmp_path)["number"] == 1
+    (tmp_path / checkpoint.LATEST).write_bytes(b"half")
+    rename = os.replace
+    with pytest.MonkeyPatch.context() as patch:  # killed there once more
+        patch.setattr(Path, "replace", lambda a, b: rename(a, b) if b.name == checkpoint.PREVIOUS else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoint.save(tmp_path, {"number": 3})
+    assert checkpoint.load(tmp_path)["number"] == 3
 
 
 def test_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
@@ -386,8 +402,25 @@ def test_a_run_killed_outright_goes_on(tmp_path: Path, pictures: Path) -> None:
         child.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         child.wait()
     images = checkpoint.load(tmp_path / "run")["counters"]["images"]
+    log = tmp_path / "run" / LOG
+    with log.open("a") as file:  # written after the checkpoint, and half a line at the kill
+        file.write(json.dumps({"images": images + 8}) + '\n{"ima')
     train(dataclasses.replace(config, images=images + 8), resume=True)
     assert checkpoint.load(tmp_path / "run")["counters"]["images"] == images + 8
+    logged = [json.loads(line)["images"] for line in log.read_text().splitlines()]
+    assert logged == sorted(set(logged)) and logged[-1] == images + 8
+
+
+def test_a_run_from_a_device_without_fused_adam_goes_on(tmp_path: Path, pictures: Path) -> None:
+    config = tiny(pictures, tmp_path / "run", images=8)
+    train(config)
+    state = checkpoint.load(tmp_path / "run")
+    for name in ("g_optimizer", "d_optimizer"):
+        state[name]["param_groups"][0]["fused"] = False
+    for optimizer in (run := Run(dataclasses.replace(config, learning_rate=0.125), state)).g_optimizer, run.d_optimizer:
+        assert optimizer.param_groups[0]["fused"] is True
+    assert run.g_optimizer.param_groups[0]["lr"] == 0.125
+    assert all(torch.is_tensor(s["step"]) and s["step"] > 0 for s in run.g_optimizer.state.values())
 
 
 def test_a_run_leaves_log_samples_and_files_that_generate(tmp_path: Path, pictures: Path) -> None:
@@ -434,7 +467,8 @@ def test_frozen_blocks_of_the_critic_stay_and_the_rest_learns(tmp_path: Path, pi
     for name, tensor in state["discriminator"].items():
         if name in before and "weight" in name:
             assert torch.equal(before[name].half().float(), tensor) == name.startswith("b8."), name
-    resumed = Run(config, state).nets.discriminator
+    # Where it goes on alone, the schedule may name the last stage only: what was frozen stays so.
+    resumed = Run(dataclasses.replace(config, schedule="16"), state).nets.discriminator
     assert {name for name, p in resumed.named_parameters() if not p.requires_grad} == {
         f"b8.{name}" for name in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
     }
@@ -601,7 +635,16 @@ def test_precision_is_probed_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None
         precision.choose_dtype("bfloat16", cpu)
     monkeypatch.undo()
     monkeypatch.setattr(precision, "TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    precision.bfloat16_gain.cache_clear()
     assert precision.bfloat16_gain() == 0.0
+    precision.bfloat16_gain.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((9, 0), torch.bfloat16)])
+def test_gpus_without_bfloat16_train_in_float32(monkeypatch: pytest.MonkeyPatch, capability: tuple, expected) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert precision.choose_dtype("auto", torch.device("cuda")) == expected
+    assert precision.choose_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
 
 
 def test_what_an_export_weakened_comes_back_and_what_was_seen_counts(tmp_path: Path, pictures: Path) -> None:
@@ -644,6 +687,14 @@ def test_the_command_trains_exports_and_goes_on(
     assert run(["train", "--resume", "-o", "nowhere/mine.safetensors"]) == 1
     assert run(["train", str(tmp_path / "nothing"), "-o", "other.safetensors", "--precision", "float32"]) == 1
     assert "does not exist" in capfd.readouterr().err
+    again = ["train", str(pictures), "-o", "other.safetensors", "--images", "4", "--batch", "4", "--precision", "float32"]
+    assert run([*again, "--from", "mine.safetensors", "--resolution", "8"]) == 2
+    assert "--resolution 16 or more" in capfd.readouterr().err
+    assert run([*again, "--from", "nobody"]) == 2
+    monkeypatch.setenv("TPDNE_HOME", str(tmp_path / "home"))
+    assert run(["models", "import", "mine.safetensors", "--name", "mine", "--licence", "mine"]) == 0
+    assert run([*again, "--from", "mine", "--resolution", "16"]) == 0, "an installed name"
+    assert models.load("other.safetensors").info["images_before"] == 16
 
 
 def test_recommended_growth_spends_three_fifths_below_the_top() -> None:

@@ -173,7 +173,7 @@ def connect(address: str | None) -> Any:
     try:
         ray: Any = import_module("ray")
     except ImportError:
-        raise SettingsError("The engine ray needs Ray, which is not installed: pip install 'tpdne[ray]'.") from None
+        raise SettingsError("The engine ray needs Ray, which is not installed: pip install ray.") from None
     if ray.is_initialized():
         return ray
     if address in (None, "auto"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tpdne_cli.cli.generate import complete_model
 from tpdne_cli.cli.options import group
 from tpdne_cli.cli.output import Output
 from tpdne_cli.errors import OutputError
@@ -28,8 +29,8 @@ what_options = group(
     click.option("--resolution", type=int, metavar="PX", help="Of the images in the end (default 128)."),
     click.option("--images", type=click.IntRange(1), metavar="N", help="Pictures to show in all (default 500000)."),
     click.option("--schedule", metavar="STAGES", help="Growth by hand: 32:60k,64:150k,128."),
-    click.option("--from", "from_model", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
-                 help="Begin with another generator's weights: for few pictures."),
+    click.option("--from", "from_model", metavar="NAME|FILE", shell_complete=complete_model,
+                 help="Begin with another generator's weights, e.g. faces: for few pictures."),
     click.option("--freeze-critic", type=click.IntRange(0), metavar="N",
                  help="With --from: its critic's N blocks next to the image learn no more."),
     click.option("--augment", type=click.Choice(["none", "diffaugment", "ada"]),
@@ -121,16 +122,22 @@ def _config(source: Path | None, run_dir: Path, resume: bool, given: dict[str, A
         raise click.UsageError("Name a folder or a zip of pictures, or --resume a run.")
     lowest = min(resolution or 128, 32)
     if "from_model" in given:
-        lowest = _resolution_of(given["from_model"])
+        lowest = _begin_with(given, resolution)
     on_gpu = devices.choose(given.get("device", "auto")).type == "cuda"
     settings = recommended(resolution or max(128, lowest), given.get("images", 500_000), on_gpu, lowest)
     return TrainConfig(**(settings | {"run_dir": str(run_dir)} | given))
 
 
-def _resolution_of(model: str) -> int:
+def _begin_with(given: dict[str, Any], resolution: int | None) -> int:
+    """Finds the generator of --from; its resolution, at which the run begins."""
+    from tpdne_cli import models
     from tpdne_cli.checkpoints import sniff
 
-    return int(sniff.read(model).config.get("resolution", 0))
+    name, given["from_model"] = given["from_model"], str(models.find(given["from_model"]))
+    own = int(sniff.read(given["from_model"]).config.get("resolution", 0))
+    if resolution and resolution < own:
+        raise click.UsageError(f"{name} draws {own} pixels, and networks only grow: --resolution {own} or more.")
+    return own
 
 
 def _run(config: TrainConfig, resume: bool, output: Output) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 Tensor = torch.Tensor
-LUMA = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
+OFTEN = 4  # batches, after whose average the probability of Ada moves
 
 
 class DiffAugment:
@@ -67,10 +67,25 @@ class Ada:
         self.p = torch.zeros((), device=device)
         self.target = target
         self.images_to_full = images_to_full
+        self.r_t, self.batches, self.images = torch.zeros((), device=device), 0, 0  # since p moved, r_t summed up
+        self.luma = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device) / math.sqrt(3)
 
     def update(self, r_t: torch.Tensor, images: int) -> None:
-        """Moves p by the images seen since the last call: up while r_t = E[sign D(real)] is above its target."""
-        self.p.add_(torch.sign(r_t - self.target) * (images / self.images_to_full)).clamp_(0, 1)
+        """Moves p, every fourth call, by the images seen: up while r_t = E[sign D(real)] is above its target."""
+        self.r_t, self.batches, self.images = self.r_t + r_t, self.batches + 1, self.images + images
+        if self.batches == OFTEN:
+            self.p.add_(torch.sign(self.r_t / OFTEN - self.target) * (self.images / self.images_to_full)).clamp_(0, 1)
+            self.r_t, self.batches, self.images = torch.zeros_like(self.r_t), 0, 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"p": self.p, "r_t": self.r_t, "batches": self.batches, "images": self.images}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what state() gave."""
+        self.p.copy_(state["p"])
+        self.r_t = state["r_t"].to(self.p.device)
+        self.batches, self.images = state["batches"], state["images"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[N, 3, R, R] -> the same shape, differentiable."""
@@ -81,14 +96,15 @@ class Ada:
         pick = self._picker(self.p)
         flip = 1 - 2 * pick(torch.randint(0, 2, (n,), device=x.device).float(), 0)
         turn = pick(torch.randint(0, 4, (n,), device=x.device).float(), 0) * (math.pi / 2)
-        shift_x = (pick(_flat(x, -0.125, 0.125), 0) * width).round() * 2 / width
-        shift_y = (pick(_flat(x, -0.125, 0.125), 0) * height).round() * 2 / height
+        shift_x, shift_y = pick(torch.stack([_flat(x, -0.125, 0.125), _flat(x, -0.125, 0.125)]), 0)
+        shift_x = (shift_x * width).round() * 2 / width
+        shift_y = (shift_y * height).round() * 2 / height
         scale = pick(torch.exp2(_normal(x) * 0.2), 1)
         rotate = self._picker(1 - torch.sqrt(1 - self.p))  # at least one of two happens with probability p
         before = rotate(_flat(x, -math.pi, math.pi), 0)
         stretch = pick(torch.exp2(_normal(x) * 0.2), 1)
         after = rotate(_flat(x, -math.pi, math.pi), 0)
-        drift_x, drift_y = pick(_normal(x) * 0.125, 0) * 2, pick(_normal(x) * 0.125, 0) * 2
+        drift_x, drift_y = pick(torch.stack([_normal(x), _normal(x)]) * 0.125, 0) * 2
         one = torch.ones_like(scale)
         theta = (
             _scale(flip, one)
@@ -107,8 +123,7 @@ class Ada:
         n = len(x)
         pick = self._picker(self.p)
         eye = torch.eye(4, device=x.device)
-        luma = LUMA.to(x.device)
-        along = torch.outer(luma, luma)
+        along = torch.outer(self.luma, self.luma)
         brightness = pick(_normal(x) * 0.2, 0)
         shift = eye.repeat(n, 1, 1)
         shift[:, :3, 3] = brightness[:, None]
@@ -116,7 +131,7 @@ class Ada:
         scale = torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=1))
         invert = pick(torch.randint(0, 2, (n,), device=x.device).float(), 0).view(n, 1, 1)
         mirror = eye - 2 * along * invert
-        hue = _hue(pick(_flat(x, -math.pi, math.pi), 0))
+        hue = _hue(pick(_flat(x, -math.pi, math.pi), 0), self.luma)
         saturation = pick(torch.exp2(_normal(x)), 1).view(n, 1, 1)
         fade = along + (eye - along) * saturation
         matrix = fade @ hue @ mirror @ scale @ shift  # [N, 4, 4]
@@ -124,10 +139,10 @@ class Ada:
         return pixels + matrix[:, :3, 3, None, None]
 
     def _picker(self, p: torch.Tensor) -> Callable[[torch.Tensor, float], torch.Tensor]:
-        """Keeps each image's value with probability p, and puts the one that does nothing in its place otherwise."""
+        """Keeps each image's value, [N] or [2, N], with probability p; otherwise the value that does nothing."""
 
         def pick(value: torch.Tensor, otherwise: float) -> torch.Tensor:
-            chosen = torch.rand(value.shape, device=value.device) < p
+            chosen = torch.rand(value.shape[-1], device=value.device) < p
             return torch.where(chosen, value, torch.full_like(value, otherwise))
 
         return pick
@@ -204,9 +219,8 @@ def _translation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return _matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
 
 
-def _hue(angle: torch.Tensor) -> torch.Tensor:
-    """Rotation about the grey axis (Rodrigues): [N] -> [N, 4, 4]."""
-    axis = LUMA.to(angle.device)
+def _hue(angle: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
+    """Rotation about the grey axis [4] (Rodrigues): [N] -> [N, 4, 4]."""
     a = axis[0]
     zero = torch.zeros_like(a)
     cross = torch.stack(

@@ -13,12 +13,13 @@ from tpdne_cli.errors import TrainingError
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint-previous.pt"
+PARTIAL = "checkpoint.pt.partial"
 
 
 def save(run_dir: Path, state: dict[str, Any]) -> Path:
     """Stores tensors and plain values. A kill at any moment leaves at least one whole checkpoint behind."""
     latest = run_dir / LATEST
-    temporary = run_dir / f"{LATEST}.partial"
+    temporary = run_dir / PARTIAL
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -38,7 +39,7 @@ def save(run_dir: Path, state: dict[str, Any]) -> Path:
 def load(run_dir: Path) -> dict[str, Any]:
     """The newest checkpoint that can be read, onto the CPU. Raises TrainingError where there is none."""
     problem = "there is none"
-    for name in (LATEST, PREVIOUS):
+    for name in (LATEST, PREVIOUS, PARTIAL):  # the last is whole where a kill came just before it got its name
         try:
             state: dict[str, Any] = torch.load(run_dir / name, map_location="cpu", weights_only=True)
             return state

@@ -73,11 +73,6 @@ class TrainConfig:
         if not 0 <= self.freeze_critic <= blocks:
             raise TrainingError(f"freeze_critic is {self.freeze_critic}, and the critic has {blocks} blocks.")
 
-    @property
-    def frozen(self) -> list[str]:
-        """Names of the critic's blocks that learn no more: b128, b64, ..."""
-        return [f"b{parse_schedule(self.schedule)[0].resolution >> i}" for i in range(self.freeze_critic)]
-
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in a checkpoint."""
         return dataclasses.asdict(self)

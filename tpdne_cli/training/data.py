@@ -38,24 +38,27 @@ def load_images(source: str | Path, resolution: int, at_least: int | None = None
     return torch.from_numpy(np.stack(pictures))
 
 
-def batch_indices(count: int, batch: int, seed: int, position: int) -> tuple[torch.Tensor, int]:
+def batch_indices(
+    count: int, batch: int, seed: int, position: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, int]:
     """The next `batch` picture numbers of an endless order that shuffles anew at every pass.
 
     The order is a pure function of (count, seed, position), so a run is resumed by its position alone.
-    Returns (int64 [batch], the position after it).
+    Returns (int64 [batch] on the device, the position after it).
     """
     parts, left = [], batch
     while left:
         epoch, offset = divmod(position, count)
-        parts.append(_shuffled(count, seed, epoch)[offset : offset + left])
+        parts.append(_shuffled(count, seed, epoch, device)[offset : offset + left])
         position += len(parts[-1])
         left -= len(parts[-1])
     return torch.cat(parts), position
 
 
 @lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+def _shuffled(count: int, seed: int, epoch: int, device: torch.device | None) -> torch.Tensor:
+    # A pass at a time goes to the device: a copy in every step would have the step wait for it.
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
 
 
 def to_float(pixels: torch.Tensor) -> torch.Tensor:

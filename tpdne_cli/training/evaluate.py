@@ -32,6 +32,7 @@ from tpdne_cli.files import write_atomic
 from tpdne_cli.sampler import Sampler, Settings
 from tpdne_cli.training import data, features, memorisation, metrics
 from tpdne_cli.training.detect import SIDE, find_faces
+from tpdne_cli.training.precision import choose_dtype
 
 # Where the photographs' eyes and mouths lie, of 128 px: left eye, right eye, mouth.
 PLACES = ((40.9, 39.7), (86.0, 39.6), (63.5, 88.4))
@@ -103,9 +104,12 @@ def draw(model: models.Model, psi: float, count: int, precision: str, network: f
 
 
 def distances(fake: Tensor, photographs: Photographs, peers: Tensor) -> dict[str, float]:
-    """Frechet distance of features to all photographs and their mirror images; precision and recall against `peers`."""
+    """Frechet distance of features to all photographs and their mirror images; precision and recall against `peers`.
+
+    Of these and the images as many as there are of both, since the sizes of the sets move both shares.
+    """
     frechet = metrics.frechet_distance(metrics.moments(fake), metrics.moments(photographs.features))
-    precision, recall = metrics.precision_recall(photographs.features[peers], fake)
+    precision, recall = metrics.precision_recall(photographs.features[peers[: len(fake)]], fake[: len(peers)])
     return {"frechet": round(frechet, 3), "precision": round(precision, 4), "recall": round(recall, 4)}
 
 
@@ -221,10 +225,20 @@ def evaluate(
 
 
 def floor(photographs: Photographs, count: int, python: str) -> dict[str, Any]:
-    """The same of photographs themselves: what a perfect generator would get with so many images."""
-    chosen = photographs.some(2 * count)
-    half = len(chosen) // 2
-    report: dict[str, Any] = distances(photographs.features[chosen[half:]], photographs, chosen[:half])
+    """The same of photographs themselves: what a perfect generator would get with so many images, or half the data.
+
+    They are measured against the others only: no generator's images lie in the data either.
+    """
+    number = len(photographs.features) // 2
+    size = min(count, number // 2)
+    own, peers = photographs.some(2 * size).split(size)
+    others = torch.ones(number, dtype=torch.bool)
+    others[own] = False
+    rest = metrics.moments(photographs.features[others.repeat(2)])
+    frechet = metrics.frechet_distance(metrics.moments(photographs.features[own]), rest)
+    precision, recall = metrics.precision_recall(photographs.features[peers], photographs.features[own])
+    report: dict[str, Any] = {"images": size, "frechet": round(frechet, 3)}
+    report |= {"precision": round(precision, 4), "recall": round(recall, 4)}
     report["balance"] = balance(photographs.features, photographs.network)
     if python:
         report["detection"], _ = detection(photographs.pictures[photographs.some(PHOTOGRAPHS_SEEN)], python)
@@ -254,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _report(given: argparse.Namespace) -> dict[str, Any]:
     python = _with_mediapipe(given.detector)
     network, accuracies = features.load(given.features)
-    stamp = f"{models.file_sha256(given.features)} {_stamp(given.data)}"
+    number_format = choose_dtype("auto", network.mean.device)  # of the features: see features.extract
+    stamp = f"{models.file_sha256(given.features)} {_stamp(given.data)} {number_format}"
     cache = store.make_cache_dir() / f"features-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.npy"
     photographs = Photographs(given.data, network, cache)
     model = models.load(given.model)

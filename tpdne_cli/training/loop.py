@@ -14,6 +14,7 @@ import torch
 
 from tpdne_cli import devices
 from tpdne_cli.errors import TrainingError
+from tpdne_cli.files import write_atomic
 from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
 from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training import checkpoint, data, growth, losses, sheets
@@ -48,10 +49,12 @@ class Counters:
     """Where a run stands: photographs shown in all and in this stage, steps, place in the data's order.
 
     before: photographs that the weights it began with had seen; fresh_critic: but its critic had seen none.
+    first: the resolution that the run began at.
     """
 
     before: int = 0
     fresh_critic: bool = False
+    first: int = 0
     images: int = 0
     steps: int = 0
     stage: int = 0
@@ -104,7 +107,7 @@ class Run:
             nets = begun or growth.build(config, resolution)
             if config.freeze_critic and nets.fresh_critic:
                 raise TrainingError(f"{config.from_model} has no critic beside it that could be frozen.")
-            self.counters.before, self.counters.fresh_critic = nets.images_before, nets.fresh_critic
+            self.counters = Counters(nets.images_before, nets.fresh_critic, resolution)
             self._adopt(nets)
         else:
             self._restore(state)
@@ -173,9 +176,9 @@ class Run:
 
     def _next_reals(self) -> torch.Tensor:
         indices, self.counters.position = data.batch_indices(
-            len(self.pictures), self.config.batch, self.config.seed, self.counters.position
+            len(self.pictures), self.config.batch, self.config.seed, self.counters.position, self.device
         )
-        reals = data.to_float(self.pictures[indices.to(self.device)])
+        reals = data.to_float(self.pictures[indices])
         if self.config.mirror:
             flip = torch.rand(len(reals), 1, 1, 1, device=self.device) < 0.5
             reals = torch.where(flip, reals.flip(3), reals)
@@ -257,8 +260,8 @@ class Run:
             raise TrainingError(
                 f"The critic compares images in groups of {group}: a batch of {self.config.batch} has a rest."
             )
-        for name in self.config.frozen:  # Mo et al. 2020, arXiv 2002.10964
-            nets.discriminator.get_submodule(name).requires_grad_(False)
+        for i in range(self.config.freeze_critic):  # Mo et al. 2020, arXiv 2002.10964
+            nets.discriminator.get_submodule(f"b{self.counters.first >> i}").requires_grad_(False)
         lr, lazy = self.config.learning_rate, self.config.r1_every / (self.config.r1_every + 1)
         fused = self.device.type in ("cpu", "cuda")
         self.g_optimizer = torch.optim.Adam(nets.generator.parameters(), lr, (0.0, 0.99), fused=fused)
@@ -304,13 +307,15 @@ class Run:
             "discriminator": nets.discriminator.state_dict(),
             "g_optimizer": self.g_optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
-            "ada_p": self.augment.p if isinstance(self.augment, Ada) else torch.zeros(()),
+            "ada": self.augment.state() if isinstance(self.augment, Ada) else None,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.counters = Counters(**state["counters"])
+        self.counters.first = self.counters.first or self.stages[0].resolution  # older checkpoints do not say
+        self._cut_log()
         resolution = state["generator_config"]["resolution"]
         stages = {stage.resolution: index for index, stage in enumerate(self.stages)}
         if resolution not in stages:
@@ -328,15 +333,27 @@ class Run:
         nets.discriminator.load_state_dict(state["discriminator"])
         self._adopt(nets)
         for optimizer, stored in ((self.g_optimizer, "g_optimizer"), (self.d_optimizer, "d_optimizer")):
-            settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for group, own in zip(state[stored]["param_groups"], optimizer.param_groups, strict=True):
+                # The learning rate is this run's, so that it can be changed at --resume; and so is 'fused', by which
+                # torch decides on which device the steps are counted.
+                group.update({k: v for k, v in own.items() if k != "params"})
             optimizer.load_state_dict(state[stored])
-            for group, kept in zip(optimizer.param_groups, settings, strict=True):
-                group.update(kept)  # the learning rate is this run's, so that it can be changed at --resume
-        if isinstance(self.augment, Ada):
-            self.augment.p.copy_(state["ada_p"])
+        if isinstance(self.augment, Ada) and state.get("ada"):
+            self.augment.restore(state["ada"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _cut_log(self) -> None:
+        """Forget what a run that was killed had logged behind its checkpoint: those images come again."""
+        log = self.run_dir / LOG
+        if log.exists():
+            lines = log.read_text().splitlines(keepends=True)
+            kept = [
+                line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= self.counters.images
+            ]
+            if kept != lines:
+                write_atomic(log, "".join(kept).encode())
 
     def _note(self, name: str, value: torch.Tensor) -> None:
         total, count = self._sums.get(name, (torch.zeros((), device=self.device), 0))
