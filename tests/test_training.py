@@ -687,7 +687,7 @@ def test_the_command_trains_exports_and_goes_on(
     assert run(["train", "--resume", "-o", "nowhere/mine.safetensors"]) == 1
     assert run(["train", str(tmp_path / "nothing"), "-o", "other.safetensors", "--precision", "float32"]) == 1
     assert "does not exist" in capfd.readouterr().err
-    again = ["train", str(pictures), "-o", "other.safetensors", "--images", "4", "--batch", "4", "--precision", "float32"]
+    again = ["train", str(pictures), "-o", "other.safetensors", "--images=4", "--batch=4", "--precision=float32"]
     assert run([*again, "--from", "mine.safetensors", "--resolution", "8"]) == 2
     assert "--resolution 16 or more" in capfd.readouterr().err
     assert run([*again, "--from", "nobody"]) == 2

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,15 +29,20 @@ from serving import ENVIRONMENT, serving
 pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
-from tpdne_cli import images, metadata, models
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tpdne_cli import devices, images, metadata, models
 from tpdne_cli.cli import run
+from tpdne_cli.critic import Critic
 from tpdne_cli.errors import DeviceError, SettingsError
 from tpdne_cli.interpolation import interpolate
 from tpdne_cli.sampler import Sampler, Settings
 from tpdne_cli.styles import Mixer, Mixture
 from tpdne_cli.training import stages
 from tpdne_cli.web import app as web
-from tpdne_cli.web import crew, pages
+from tpdne_cli.web import crew, pages, ranking
 from tpdne_cli.web import server as server_room
 from tpdne_cli.web.batching import Batcher, QueueFullError
 from tpdne_cli.web.cache import OVERHEAD, Cache, Encoded
@@ -169,17 +174,29 @@ def test_an_address_gives_the_very_file_that_the_command_writes(ask, tiny_model,
     assert images.is_marked(answer.body)
 
 
-def test_a_damaged_model_hides_no_other(ask, tmp_path):
+def test_a_model_that_cannot_be_loaded_hides_no_other(ask, tmp_path, monkeypatch):
     (tmp_path / "broken.safetensors").write_bytes(b"\x40" + bytes(7) + b"{nonsense")
+    sources = {name: str(tmp_path / f"{name}.safetensors") for name in ("large", "removed", "broken")}
+    load = crew.load
+
+    def load_small(source, placement):
+        if source == sources["large"]:
+            raise DeviceError("There is not enough memory for it.")
+        return load(source, placement)
+
+    monkeypatch.setattr(crew, "load", load_small)
 
     async def story(client):
-        client.studio.names = [*client.studio.names, "broken"]
-        client.studio.crew.names = {"tiny": "unused", "broken": str(tmp_path / "broken.safetensors")}
-        return [await client(address) for address in ("/api/models", "/broken/1.png", "/tiny/1.png")]
+        client.studio.names = [*sources, *client.studio.names]
+        client.studio.crew.names = sources
+        addresses = ("/api/models", "/tiny/1.png", *(f"/{name}/1.png" for name in sources))
+        return [await client(address) for address in addresses]
 
-    listed, broken, well = ask.visit(story)
+    listed, well, *refused = ask.visit(story)
     assert [model["name"] for model in listed.json()] == ["tiny"] and well.status == 200
-    assert broken.status == 503 and b"damaged" in broken.body and str(tmp_path).encode() not in broken.body
+    assert [answer.status for answer in refused] == [503, 404, 503]
+    assert b"removed" in refused[1].body and b"damaged" in refused[2].body
+    assert not any(str(tmp_path).encode() in answer.body for answer in refused)
 
 
 def test_frames_of_a_walk_are_those_of_the_library(ask, sampler):
@@ -405,6 +422,17 @@ def test_a_token_is_asked_for(ask):
     assert status(authorization=basic("Sésame")) == 200
     assert ask("/tiny/5.png", rules=Rules(token="abc"), authorization="bearer abc").status == 200
     assert status("/healthz") == 200, "who watches over the server needs no token"
+    kept = ask("/tiny/5.png", rules=rules, authorization=basic("Sésame")).headers["cache-control"]
+    assert kept == "private, max-age=31536000, immutable", "no shared cache hands it to others"
+
+
+@pytest.mark.parametrize("address", ["/tiny/5.png", "/static/page.css"])
+def test_who_guesses_tokens_is_slowed(ask, address):
+    async def story(client):
+        return [(await client(address, authorization=f"Bearer {guess}")).status for guess in range(70)]
+
+    statuses = ask.visit(story, rules=Rules(token="abc", rate=0.5))
+    assert statuses[:60] == [401] * 60 and statuses[-1] == 429
 
 
 def test_the_rate_limit_slows_one_client_and_no_other(ask):
@@ -425,6 +453,9 @@ def test_buckets_fill_again_and_forget_nobody_too_early():
     assert buckets.take("a", 0.6) == 0 and buckets.take("a", 0.6) > 0
     assert all(buckets.take(f"2001:db8::{k:x}", 0.0) == 0 for k in range(60))
     assert buckets.take("2001:db8::ffff", 0.0) > 0, "one network of IPv6 is one client"
+    assert all(buckets.take("::ffff:192.0.2.1", 0.0) == 0 for _ in range(60))
+    assert buckets.take("192.0.2.1", 0.0) > 0, "one client, whichever kind of socket it came to"
+    assert buckets.take("::ffff:192.0.2.2", 0.0) == 0, "another client"
     for k in range(20_000):
         buckets.take(f"client {k}", 1.0)
     assert len(buckets.levels) <= 10_000
@@ -492,6 +523,77 @@ def test_a_permalink_shows_its_seed_and_setting(ask):
     assert 'data-seed="alice@example.com"' in text and 'data-truncation="0.3"' in text
     assert 'src="/tiny/alice@example.com.png?truncation=0.3"' in text
     assert "does not exist" in text and "marked as synthetic" in text
+
+
+@pytest.mark.parametrize("psi", ["0.00005", "0.12345678", "0", "-0.5"])
+def test_a_truncation_is_written_as_addresses_have_it(ask, psi):
+    text, facts = ask(f"/tiny/7?truncation={psi}").body.decode(), ask(f"/api/tiny/7?truncation={psi}").json()
+    assert f'src="/tiny/7.png?truncation={psi}"' in text and f'href="/tiny/7?truncation={psi}"' in text
+    assert facts["command"].endswith(f" --truncation {psi}")
+
+
+class Glance:
+    """A critic that likes bright images."""
+
+    def __init__(self, seconds=0.0, failures=0):
+        self.seconds, self.failures, self.calls = seconds, failures, 0
+
+    def score(self, pixels):
+        self.calls += 1
+        time.sleep(self.seconds)
+        if self.calls <= self.failures:
+            raise DeviceError("There is not enough memory.")
+        return [pixels.mean()]
+
+
+@pytest.fixture
+def install_critic(monkeypatch):
+    def install(critic):
+        monkeypatch.setattr(ranking, "path_of", lambda model: model.path)
+        monkeypatch.setattr(Critic, "load", lambda _model: critic)
+        return critic
+
+    return install
+
+
+def test_a_ranking_outlives_those_who_wait_for_it_and_lets_others_between(ask, sampler, install_critic):
+    critic = install_critic(Glance(0.05))
+
+    async def story(client):
+        late = await asyncio.gather(*[client("/how/ranking") for _ in range(3)])
+        assert (await client("/tiny/5.png")).status == 200 and critic.calls < ranking.COUNT
+        while (answer := await client("/how/ranking")).status == 503:
+            pass
+        return late, answer
+
+    late, answer = ask.visit(story, limits=Limits(seconds=1.0))
+    assert {a.status for a in late} == {503} and critic.calls == ranking.COUNT, "made once"
+    shown = sorted(sampler(range(ranking.COUNT)), key=lambda sample: -sample.pixels.mean())
+    assert answer.json()["best"] == [f"/tiny/{sample.seed}.webp" for sample in shown[:4]]
+    assert answer.json()["worst"] == [f"/tiny/{sample.seed}.webp" for sample in shown[-4:]]
+
+
+def test_a_ranking_that_failed_is_tried_again(ask, install_critic):
+    install_critic(Glance(failures=1))
+
+    async def story(client):
+        return [(await client("/how/ranking")).status for _ in range(2)]
+
+    assert ask.visit(story) == [503, 200]
+
+
+def test_a_ranking_ends_with_the_server(ask, install_critic):
+    critic = install_critic(Glance(0.01))
+
+    async def story(client):
+        rankings = ranking.Rankings(client.studio)
+        asking = asyncio.create_task(rankings.of("tiny"))
+        await asyncio.sleep(0.05)
+        await rankings.close()
+        assert asking.done() and not rankings.tasks
+
+    ask.visit(story)
+    assert critic.calls < ranking.COUNT
 
 
 def test_stages_of_training_are_shown_where_they_were_kept(ask, sampler, tmp_path, monkeypatch):
@@ -839,6 +941,20 @@ def test_a_large_model_is_drawn_by_all_threads_of_one_worker(tiny_model, sampler
 
 
 @on_linux
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_workers_draw_in_other_precisions(tiny_model, precision):
+    if precision == "bfloat16" and not devices.bfloat16_survives():
+        pytest.skip("this processor does not survive bfloat16")
+    with closing(Nursery({"tiny": str(tiny_model)}, ("cpu", precision, None), 20)) as made:
+        studio = Studio(["tiny"], made, LIMITS, Metrics())
+        studio.load("tiny")
+        (data,) = made("tiny", [wish(1)]).results
+        assert images.read_recipe(data) == studio.recipe(wish(1).look)
+        assert images.read_recipe(data)["precision"] == precision
+        assert studio.etag(wish(1)).startswith('W/"'), "other processors may round otherwise"
+
+
+@on_linux
 def test_what_processes_share_is_counted_once(nursery):
     nursery.learn("tiny")
     alone = resident_bytes()
@@ -934,7 +1050,8 @@ def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
-    assert "pip install" in done.stderr and "serve" in done.stderr and done.stderr.count("\n") == 1
+    assert "pip install starlette uvicorn jinja2" in done.stderr and done.stderr.count("\n") == 1
+    assert "tpdne[" not in done.stderr, "a stranger's package has that name"
 
 
 @pytest.fixture
@@ -977,25 +1094,78 @@ def test_the_command_serves_and_ends_quietly(server, tiny_model, tmp_path, capsy
     assert process.stderr.read().splitlines() == ["Ctrl-C stops it."]
 
 
-def test_who_never_finishes_a_request_is_hung_up_on(sampler, monkeypatch):
-    monkeypatch.setattr(server_room, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(server_room, "KEEP_ALIVE_SECONDS", 1)
-    studio = studio_of(sampler)
+@contextmanager
+def running(site):
+    """(server, port): a real server in a thread of this process."""
     bound = server_room.listen("127.0.0.1", 0)
     listening = threading.Event()
-    running = server_room.Server(server_room.configure(web.create(studio, NO_RULES)), listening.set)
-    thread = threading.Thread(target=running.run, args=([bound],))
+    made = server_room.Server(server_room.configure(site), listening.set)
+    thread = threading.Thread(target=made.run, args=([bound],))
     thread.start()
     try:
         assert listening.wait(20)
-        port = bound.getsockname()[1]
+        yield made, bound.getsockname()[1]
+    finally:
+        made.should_exit = True
+        thread.join(20)
+
+
+def test_who_never_finishes_a_request_is_hung_up_on(sampler, monkeypatch):
+    monkeypatch.setattr(server_room, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(server_room, "KEEP_ALIVE_SECONDS", 1)
+    with running(web.create(studio_of(sampler), NO_RULES)) as (_, port):
         assert exchange(port, b"") == b"" == exchange(port, b"GET / HT")
         whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         answer = exchange(port, whole + b"GET / HT")
         assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("connection", [b"keep-alive", b"close"])
+def test_who_does_not_read_an_answer_is_hung_up_on_and_who_reads_slowly_is_not(monkeypatch, connection):
+    monkeypatch.setattr(server_room, "WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(server_room, "KEEP_ALIVE_SECONDS", 1)
+    size = 32 << 20  # more than the system keeps for a connection
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: " + connection + b"\r\n\r\n"
+    with running(Starlette(routes=[Route("/", lambda _: Response(bytes(size)))])) as (server, port):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
+            idle.sendall(request)
+            wait_until(lambda: server.server_state.total_requests and not server.server_state.connections)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+            slow.sendall(request)
+            left = size
+            while left > 0 and (part := slow.recv(2 << 20, socket.MSG_WAITALL)):
+                left -= len(part)
+                time.sleep(0.1)
+            assert left <= 0
+
+
+def test_there_is_room_for_all_connections():
+    resource = pytest.importorskip("resource")
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < server_room.FILES:
+        pytest.skip("this system allows fewer files")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        server_room.make_room()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (server_room.FILES, hard)
     finally:
-        running.should_exit = True
-        thread.join(20)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_proxy_of_this_machine_is_believed_on_a_socket_of_both_kinds():
+    async def client_of(peer):
+        clients = []
+
+        async def site(scope, receive, send):
+            clients.append(scope["client"][0])
+
+        app = server_room.configure(site, behind_proxy=True).loaded_app
+        headers = [(b"x-forwarded-for", b"192.0.2.1")]
+        await app({"type": "http", "client": (peer, 1), "headers": headers}, None, None)
+        return clients[0]
+
+    assert asyncio.run(client_of("127.0.0.1")) == asyncio.run(client_of("::ffff:127.0.0.1")) == "192.0.2.1"
+    assert asyncio.run(client_of("::ffff:192.0.2.9")) == "::ffff:192.0.2.9"
 
 
 def test_ctrl_c_ends_it_too(server):

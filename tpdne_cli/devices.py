@@ -143,13 +143,15 @@ def batch_size(device: torch.device, resolution: int) -> int:
 def place(generator: Any, device: torch.device, precision: torch.dtype) -> Any:
     """The generator on a device with its convolutions in a precision; the same object where it is there already.
 
-    Raises DeviceError where the device has no room for it.
+    One without weights (of torch's meta device) stands for another process's and stays as it is. Raises DeviceError
+    where the device has no room for it.
     """
     import copy
 
     import torch
 
-    if device.type != "cpu" or precision != torch.float32:
+    is_hollow = any(parameter.is_meta for parameter in generator.parameters())
+    if not is_hollow and (device.type != "cpu" or precision != torch.float32):
         try:
             generator = copy.deepcopy(generator).to(device)
             generator.synthesis.set_precision(precision)

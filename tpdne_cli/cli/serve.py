@@ -11,8 +11,8 @@ from tpdne_cli.cli import options
 from tpdne_cli.cli.output import Output
 
 NEEDS = (
-    "The page needs Starlette, uvicorn and Jinja, which come with the extra 'serve': "
-    "pip install 'tpdne[serve]', or pip install '.[serve]' in a clone."
+    "The page needs Starlette, uvicorn and Jinja: "
+    "pip install starlette uvicorn jinja2, or pip install '.[serve]' in a clone."
 )
 
 serving_options = options.group(

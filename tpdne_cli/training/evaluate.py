@@ -231,7 +231,7 @@ def floor(photographs: Photographs, count: int, python: str) -> dict[str, Any]:
     """
     number = len(photographs.features) // 2
     size = min(count, number // 2)
-    own, peers = photographs.some(2 * size).split(size)
+    own, peers = torch.split(photographs.some(2 * size), size)
     others = torch.ones(number, dtype=torch.bool)
     others[own] = False
     rest = metrics.moments(photographs.features[others.repeat(2)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -17,20 +16,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tpdne_cli import __version__
-from tpdne_cli.errors import CheckpointError, DeviceError, SeedError, SettingsError
+from tpdne_cli.errors import SettingsError, TpdneError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.seeds import fresh
 from tpdne_cli.styles import NAMED
 from tpdne_cli.web import addresses, answers, pages
 from tpdne_cli.web.answers import FOREVER, FRESH, NEVER, as_json, problem
-from tpdne_cli.web.batching import QueueFullError
 from tpdne_cli.web.crew import Picture
 from tpdne_cli.web.guard import Guard, Rules, kind
 from tpdne_cli.web.looks import Look
 from tpdne_cli.web.metrics import resident_bytes
 from tpdne_cli.web.openapi import document
 from tpdne_cli.web.ranking import Rankings
+from tpdne_cli.web.refusals import HANDLERS, GoneError, NotThereError
 from tpdne_cli.web.studio import Studio
 
 T = TypeVar("T")
@@ -38,17 +37,8 @@ T = TypeVar("T")
 RESERVED = ("api", "static", "how", "healthz", "metrics", "openapi.json", "robots.txt")  # no model's name
 ROBOTS = "User-agent: *\nAllow: /$\nAllow: /how\nDisallow: /\n"  # its pages lead to ever more pages
 WALK_FRAMES = 25
-UNABLE_SECONDS = 5  # until it may be worth another attempt
 
 log = logging.getLogger("tpdne.web")
-
-
-class NotThereError(Exception):
-    """No such page."""
-
-
-class GoneError(Exception):
-    """The client went away."""
 
 
 class Site:
@@ -204,14 +194,14 @@ class Site:
         raise NotThereError("There is no such file.")
 
     async def models(self, request: Request) -> Response:
-        """Those that can be used: one damaged file hides no other."""
+        """Those that can be used: one that is damaged, gone or too large hides no other."""
         kind(request.scope, "api")
         well = []
         for name in self.studio.names:
             try:
                 await self.studio.sampler(name)
                 well.append(name)
-            except CheckpointError as error:
+            except TpdneError as error:
                 log.error("%s", error)
         return as_json(request, [self.studio.describe(name) for name in well])
 
@@ -302,72 +292,16 @@ def command(model: str, look: Look, sampler: Sampler) -> str:
     psi, class_index = look.settings.truncation, look.settings.class_index
     seed = str(look.seed)
     words = ["tpdne", *name, *([f"--seed={seed}"] if seed.startswith("-") else ["--seed", seed])]
-    words += [] if psi == sampler.model.truncation else ["--truncation", f"{psi:g}"]
+    words += [] if psi is None or psi == sampler.model.truncation else ["--truncation", addresses.plain(psi)]
     words += ["--class", str(class_index)] if class_index else []
     for attribute, amount in look.settings.attributes:
         words += ["--attr", f"{attribute}={addresses.plain(amount)}"]
     return shlex.join(words)
 
 
-def refuse(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    """A sentence for people on pages, a problem document for programs."""
-    if "text/html" not in request.headers.get("accept", ""):
-        return problem(status, sentence, headers)
-    titles = {404: "Nobody here", 400: "That is no address", 503: "One moment"}
-    models = list(request.app.state.studio.names)
-    title = titles.get(status, "That did not work")
-    html = pages.render("problem.html", models=models, current="", title=title, sentence=sentence)
-    return answers.text(request, html, "text/html", NEVER, status, headers)
-
-
-async def on_bad_request(request: Request, error: Exception) -> Response:
-    return refuse(request, 400, str(error))
-
-
-async def on_missing(request: Request, error: Exception) -> Response:
-    return refuse(request, 404, str(error))
-
-
-async def on_full(request: Request, error: Exception) -> Response:
-    assert isinstance(error, QueueFullError)
-    return refuse(request, 503, str(error), {"retry-after": str(error.seconds)})
-
-
-async def on_late(request: Request, _error: Exception) -> Response:
-    wait = request.app.state.studio.seconds_to_wait()
-    return refuse(request, 503, "The image was not ready in time.", {"retry-after": str(math.ceil(wait))})
-
-
-async def on_unable(request: Request, error: Exception) -> Response:
-    """Too little memory, or a worker process that was killed: it may be better soon."""
-    log.error("%s", error)
-    return refuse(request, 503, "The image could not be made now.", {"retry-after": str(UNABLE_SECONDS)})
-
-
-async def on_damaged(request: Request, error: Exception) -> Response:
-    log.error("%s", error)  # with the file's path, which is nobody's business
-    return refuse(request, 503, "This generator's file is damaged; the server's log says more.")
-
-
-async def on_gone(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the metrics do
-
-
-async def on_http(request: Request, error: Any) -> Response:
-    """What Starlette itself refuses."""
-    sentence = (
-        "Only GET and HEAD are understood here." if error.status_code == 405 else "There is nothing at this address."
-    )
-    return refuse(request, error.status_code, sentence, dict(error.headers or {}))
-
-
-async def on_error(request: Request, _error: Exception) -> Response:
-    """Raised again behind this answer, for the guard to log."""
-    return refuse(request, 500, "Something unforeseen happened; the server's log says what.")
-
-
 def create(studio: Studio, rules: Rules) -> ASGIApp:
     """The whole application. The default model is loaded when it starts; raises as models.load does."""
+    site = Site(studio)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -375,23 +309,10 @@ def create(studio: Studio, rules: Rules) -> ASGIApp:
         try:
             yield
         finally:
+            await site.rankings.close()
             await studio.close()
 
-    site = Site(studio)
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        SeedError: on_bad_request,
-        SettingsError: on_bad_request,
-        NotThereError: on_missing,
-        QueueFullError: on_full,
-        DeviceError: on_unable,
-        CheckpointError: on_damaged,
-        asyncio.TimeoutError: on_late,
-        GoneError: on_gone,
-        405: on_http,
-        404: on_http,
-        Exception: on_error,
-    }
-    app = Starlette(routes=site.routes(), exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=site.routes(), exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.studio = studio
     app.router.redirect_slashes = False
     return Guard(app, rules, studio.metrics)

@@ -90,7 +90,7 @@ def load(source: str, placement: Placement) -> Sampler:
 def make(sampler: Sampler, wishes: Sequence[Wish], later: bool = False) -> Made:
     """Draw what is wanted, each look once, and encode it; or (later) give functions that do."""
     if isinstance(first := wishes[0], Ranking):
-        return Made([first.carry_out(sampler)], first.images, 0.0)
+        return Made([first.carry_out(sampler)], len(first.seeds), 0.0)
     pictures = [wish for wish in wishes if isinstance(wish, Picture)]
     looks = list(dict.fromkeys(picture.look for picture in pictures))
     samples = dict(zip(looks, draw(sampler, looks), strict=True))

@@ -71,7 +71,7 @@ class Guard:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                message["headers"] = [*self.kept_private(message.get("headers", ())), *HEADERS]
             else:
                 complete = not message.get("more_body", False)
             await send(message)
@@ -99,15 +99,22 @@ class Guard:
             return problem(414, f"The address is longer than {MAX_ADDRESS} bytes.")
         if scope["path"] == "/healthz":
             return None
-        if self.rules.token is not None and not knows(headers, self.rules.token):
-            challenge = 'Bearer realm="tpdne", Basic realm="tpdne", charset="UTF-8"'
-            return problem(401, "This server asks for a token.", {"www-authenticate": challenge})
-        if self.buckets is not None and not scope["path"].startswith("/static/"):
+        is_stranger = self.rules.token is not None and not knows(headers, self.rules.token)
+        if self.buckets is not None and (is_stranger or not scope["path"].startswith("/static/")):
             client = scope.get("client")
             seconds = self.buckets.take(client[0] if client else "", time.monotonic())
             if seconds:
                 return problem(429, "Too many requests from this address.", {"retry-after": str(math.ceil(seconds))})
+        if is_stranger:
+            challenge = 'Bearer realm="tpdne", Basic realm="tpdne", charset="UTF-8"'
+            return problem(401, "This server asks for a token.", {"www-authenticate": challenge})
         return None
+
+    def kept_private(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """An answer's headers; where a token is asked for, no shared cache may hand the answer to those without it."""
+        if self.rules.token is None:
+            return list(headers)
+        return [(k, v.replace(b"public", b"private") if k == b"cache-control" else v) for k, v in headers]
 
     def is_ours(self, name: str) -> bool:
         """A page that rebinds its own name to this address (DNS rebinding) still sends its own name here."""
@@ -146,7 +153,7 @@ def knows(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
 
 
 class Buckets:
-    """A token bucket per client: `rate` a second, saved up for bursts; addresses of one IPv6 network are one client."""
+    """A token bucket per client, see client_of: `rate` a second, saved up for bursts."""
 
     def __init__(self, rate: float) -> None:
         self.rate, self.burst = rate, max(LEAST_BURST, BURST_SECONDS * rate)
@@ -154,7 +161,7 @@ class Buckets:
 
     def take(self, client: str, now: float) -> float:
         """0 where the request may pass, else the seconds until one may."""
-        key = client if ":" not in client else ":".join(_groups(client)[:4])
+        key = client_of(client)
         level, when = self.levels.pop(key, (self.burst, now))
         level = min(self.burst, level + (now - when) * self.rate)
         passes = level >= 1
@@ -164,11 +171,16 @@ class Buckets:
         return 0.0 if passes else (1 - level) / self.rate
 
 
-def _groups(address: str) -> list[str]:
+def client_of(address: str) -> str:
+    """Whom an address belongs to: all of one IPv6 network (/64) are one client.
+
+    A socket of both kinds gives those of IPv4 as '::ffff:192.0.2.1': these are clients of their own.
+    """
     try:
-        return ipaddress.IPv6Address(address.partition("%")[0]).exploded.split(":")
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:
-        return [address]
+        return address
+    return str(parsed.ipv4_mapped or ":".join(parsed.exploded.split(":")[:4]))
 
 
 def kind(scope: dict[str, Any] | Scope, name: str) -> None:

@@ -90,7 +90,7 @@ def parameters(settings: Settings, own_truncation: float) -> dict[str, Any]:
     """What an address must say of checked settings."""
     psi = settings.truncation
     return {
-        "truncation": None if psi == own_truncation else psi,
+        "truncation": None if psi is None or psi == own_truncation else addresses.plain(psi),
         "class": settings.class_index or None,
         "attr": addresses.attributes(settings),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,22 +14,29 @@ from starlette.types import ASGIApp
 
 KEEP_ALIVE_SECONDS = 15
 REQUEST_SECONDS = 15  # for the head of a request to arrive
+WRITE_SECONDS = 30  # for a client to take some of an answer
 SHUTDOWN_SECONDS = 10  # for requests in flight
 CONNECTIONS = 2048  # beyond this uvicorn itself answers 503
+FILES = 2 * CONNECTIONS  # that may be open: there must be room for those that are answered 503, too
+LOOPBACK = "127.0.0.1,::1,::ffff:127.0.0.1"  # the last as a socket of both kinds (::) gives the first
 
 
 def impatient(protocol: Any) -> Any:
-    """uvicorn's protocol, closing connections that keep a request's head from being complete (Slowloris).
+    """uvicorn's protocol, closing connections that keep a request's head from being complete (Slowloris), or that
+    read nothing of their answer.
 
-    uvicorn itself waits for ever, since every byte that arrives stops its keep-alive clock.
+    uvicorn itself waits for ever, since every byte that arrives stops its keep-alive clock, and since a connection
+    that is closed still delivers what was written.
     """
 
     class Impatient(protocol):  # type: ignore[misc]
         clock: asyncio.TimerHandle | None = None
+        watch: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self.wind()
+            self.look(None, 0)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -39,6 +47,8 @@ def impatient(protocol: Any) -> Any:
 
         def connection_lost(self, error: Exception | None) -> None:
             self.stop()
+            if self.watch is not None:
+                self.watch.cancel()
             super().connection_lost(error)
 
         def wind(self) -> None:
@@ -48,6 +58,14 @@ def impatient(protocol: Any) -> Any:
             if self.clock is not None:
                 self.clock.cancel()
                 self.clock = None
+
+        def look(self, cycle: Any, unread: int) -> None:
+            """Hang up where the answer is the one of the last look, and no less of it is unread."""
+            before, unread = unread, self.transport.get_write_buffer_size()
+            if 0 < before <= unread and self.cycle is cycle:
+                self.transport.abort()
+            else:
+                self.watch = self.loop.call_later(WRITE_SECONDS, self.look, self.cycle, unread)
 
     return Impatient
 
@@ -95,7 +113,7 @@ def configure(app: ASGIApp, behind_proxy: bool = False) -> uvicorn.Config:
         access_log=False,  # addresses may hold people's e-mail addresses
         server_header=False,
         proxy_headers=behind_proxy,
-        forwarded_allow_ips="127.0.0.1,::1",
+        forwarded_allow_ips=LOOPBACK,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         limit_concurrency=CONNECTIONS,
@@ -106,11 +124,24 @@ def configure(app: ASGIApp, behind_proxy: bool = False) -> uvicorn.Config:
     return config
 
 
+def make_room() -> None:
+    """Let this process open the files that CONNECTIONS take, as far as it may: none could be answered 503 otherwise."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(app: ASGIApp, bound: socket.socket, ready: Callable[[], None], behind_proxy: bool) -> None:
     """Serve until SIGTERM or Ctrl-C: requests in flight are finished, further ones refused.
 
     Returns after SIGTERM; raises KeyboardInterrupt after Ctrl-C.
     """
+    make_room()
     # uvicorn raises the signal again when it has stopped: then it finds this handler, and the end is a quiet one.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

@@ -97,10 +97,10 @@ class Studio:
     def recipe(self, look: Look) -> dict[str, Any]:
         return recipe(self.samplers[look.model], look)
 
-    async def rank(self, ranking: Ranking) -> list[int]:
-        """Seeds, the most convincing first. Raises QueueFullError."""
-        order: list[int] = await self._batcher(ranking)
-        return order
+    async def scores(self, ranking: Ranking) -> list[float]:
+        """Of the ranking's seeds; see Ranking.carry_out. Raises QueueFullError."""
+        scores: list[float] = await self._batcher(ranking)
+        return scores
 
     def etag(self, picture: Picture) -> str:
         """Of a picture, whether made or not: of all that decides its bytes.
