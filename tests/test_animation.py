@@ -165,6 +165,13 @@ def test_mp4(tmp_path, shape, channels):
     assert data.index(b"moov") < data.index(b"mdat"), "a player can begin at once"
 
 
+def test_mp4_of_the_highest_quality_is_none_that_browsers_refuse(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV, of the extra 'video', is not installed")
+    path, _ = save(tmp_path, "mp4", film(3), quality=100)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.profile == "High"
+
+
 def test_mp4_without_pyav_is_one_sentence(tmp_path, monkeypatch):
     def missing(name, *rest):
         if name == "av":
@@ -249,6 +256,8 @@ def test_frames_that_cannot_be(tmp_path):
         save(tmp_path, "webp", [*film(2), *film(1, 16, 16)])
     with pytest.raises(SettingsError, match=r"film\.avi does not end with"):
         save(tmp_path, "avi", film(1))
+    with pytest.raises(ImageError, match="fewer of them"):
+        save(tmp_path, "gif", iter([]), recipe={"seed": list(range(20_000))})
     with pytest.raises(OutputError, match="its directory does not exist"):
         save(tmp_path / "nowhere", "gif", film(1))
     assert list(tmp_path.iterdir()) == []

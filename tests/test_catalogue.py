@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from urllib.parse import urlsplit
 
 import pytest
@@ -58,3 +59,12 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
     for name in ("", "zzzzzz"):
         with pytest.raises(ModelNotFoundError, match="tpdne models pull"):
             catalogue.find(name)
+
+
+def test_whoever_is_asked_to_agree_sees_to_what(cli, monkeypatch) -> None:
+    entry = catalogue.ENTRIES[0]
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("click.confirm", lambda *_, **__: False)
+    code, _, err = cli("models", "pull", entry.name, "--quiet")
+    assert code == 2 and entry.licence in err and entry.licence_url in err and entry.terms in err

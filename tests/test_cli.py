@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,8 @@ def test_skip_existing_tells_another_image_of_the_same_name(cli):
         (["--device", "cuda:9"], 1, "CUDA"),
         (["--device", "abacus"], 1, "not a device"),
         (["--batch-size", "0"], 2, "batch size"),
+        (["--batch-size", "99999999999999999999"], 2, "a number from 1 to 999999, or auto"),
+        (["--batch-size", "²"], 2, "not a batch size"),
         (["--quality", "101"], 2, "not in the range"),
         (["--unknown"], 2, "No such option"),
     ],
@@ -310,3 +313,22 @@ def test_bundled_generators(tmp_path):
     a, b = (np.asarray(Image.open(tmp_path / f"faces-00000{i}.png"), float) for i in (1, 2))
     assert np.abs(a - b).mean() > 2, "two seeds, two people"
     assert a.std() > 10, "not a grey picture"
+
+
+def test_an_installed_name_with_a_dot_is_whole_in_file_names(cli, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setenv("TPDNE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home/models").mkdir(parents=True)
+    shutil.copy(tiny_model, tmp_path / "home/models/dish.v1.safetensors")
+    assert cli("--model", "dish.v1", "--seed", "1", "-n", "1", command="vary")[1] == ["dish.v1-000001-near-001.png"]
+    assert run(["generate", "dish.v1", "--seed", "1"]) == run(["generate", str(tiny_model), "--seed", "1"]) == 0
+    assert files(tmp_path)[:2] == ["dish.v1-000001-near-001.png", "dish.v1-000001.png"]
+    assert Path("tiny-000001.png").exists(), "of a file what stands before its suffix"
+
+
+@pytest.mark.parametrize("command", ["generate", "vary"])
+def test_without_seeds_there_is_nothing_to_go_on_with_and_that_is_said(cli, tiny_model, command):
+    model = [] if command == "generate" else ["--model", tiny_model]
+    code, _, err = cli(*model, "-n", "1", "--skip-existing", command=command)
+    assert code == 0 and err.count("\n") == 1 and "give its seeds" in err
+    assert "give its seeds" not in cli(*model, "-n", "1", command=command)[2]
+    assert cli(*model, "-n", "1", "--seed", "1", "--skip-existing", command=command)[2] == ""

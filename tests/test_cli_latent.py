@@ -19,7 +19,7 @@ from tpdne_cli.cli import COMMANDS, latent, run
 from tpdne_cli.cli.sheet import runs
 from tpdne_cli.errors import SeedError
 from tpdne_cli.montage import Layout
-from tpdne_cli.sampler import sample
+from tpdne_cli.sampler import Sampler, sample
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_mp4_without_pyav_says_so_before_any_work(cli, tmp_path, monkeypatch):
 
     monkeypatch.setattr(animation, "import_module", missing)
     code, out, err = cli("interpolate", "--seeds", "1,2", "-o", "w.mp4")
-    assert (code, out) == (2, []) and "tpdne[video]" in err and err.count("\n") == 1 and files(tmp_path) == []
+    assert (code, out) == (2, []) and "pip install av" in err and err.count("\n") == 1 and files(tmp_path) == []
 
 
 def test_walk_described_as_json(cli, tmp_path):
@@ -170,7 +170,7 @@ def test_frames_that_are_there_are_left_alone(cli, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_animation_leaves_nothing(tmp_path, tiny_model, number):
     words = ("interpolate", "--model", tiny_model, "--seeds", "1,2", "--frames", 200000, "-o", "w.gif")
-    child = start(*words, cwd=tmp_path)
+    child = start(*words, "--manifest", "m", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not files(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -271,6 +271,9 @@ def test_fresh_sheets_can_be_made_again(cli, tmp_path):
     _, _, err = cli("sheet", "--grid", "2x2", "-o", "a.png")
     cli("sheet", *err.split(": ")[1].split(" makes")[0].split(), "-o", "b.png")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    _, _, err = cli("sheet", "-n", 7, "-o", "c.png")
+    cli("sheet", *err.split(": ")[1].split(" makes")[0].split(), "-o", "d.png")
+    assert Path("c.png").read_bytes() == Path("d.png").read_bytes(), "seven of nine cells"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +326,11 @@ WALK = ["interpolate", "--frames", "4"]
         (["vary", "--seed", "1", "-n", "0"], "0"),
         (["sheet", "--grid", "0x5"], "is not a grid"),
         (["sheet", "--grid", "2x2", "--seeds", "0-9"], "does not suit 10 images"),
+        (["sheet", "--grid", "2000x1000", "--seed", "a"], "2,000,000 images is too large: ask for 1,000,000"),
+        (["sheet", "-n", "1000001"], "A sheet of 1,000,001 images"),
+        (["sheet", "-n", "1", "--quality", "50"], "png is lossless"),
+        (["mix", "--quality", "50"], "png is lossless"),
+        ([*WALK, "--seeds", "1,2", "--format", "jpg"], "--out walk/"),
         (["sheet", "--grid", "2000x2", "--seed", "1", "-o", "s.jpg"], "write a .png"),
         (["sheet", "--seed", "1", "--truncation", "nan"], "not a number"),
     ],
@@ -349,4 +357,40 @@ def test_existing_files_are_refused(cli, tmp_path):
         Path(name).write_bytes(b"mine")
         code, _, err = cli(*words, "-o", name)
         assert code == 1 and "exists" in err and Path(name).read_bytes() == b"mine"
+        assert "--force" in err and "--skip-existing" not in err, "which these commands do not have"
+        code, _, err = cli(*words, "-o", f"new-{name}", "--manifest", name)
+        assert code == 1 and "manifest" in err and "--force" in err and "--skip-existing" not in err
         assert cli(*words, "-o", name, "--force")[0] == 0 and Path(name).read_bytes() != b"mine"
+
+
+ONE_FILE = [["sheet", "--seeds", "1,2"], ["mix", "--rows", "1", "--cols", "2"], [*WALK, "--seeds", "1,2"]]
+
+
+@pytest.mark.parametrize("words", ONE_FILE, ids=lambda words: words[0])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_manifest_that_cannot_be_written_is_an_error(cli, words):
+    code, (path,), err = cli(*words, "--manifest", "/dev/full")
+    assert code == 1 and Path(path).exists(), "the picture is whole, and told"
+    assert err == "Error: The manifest /dev/full cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "format", "name"),
+    [(ONE_FILE[0], "jpg", "sheet.jpg"), (ONE_FILE[1], "webp", "mix.webp"), (ONE_FILE[2], "gif", "walk.gif"),
+     (ONE_FILE[2], "png", "walk.png")],
+)  # fmt: skip
+def test_a_format_names_the_file_where_nobody_does(cli, words, format, name):
+    assert cli(*words, "--format", format)[:2] == (0, [name])
+    assert Image.open(name).format == {"jpg": "JPEG"}.get(format, format.upper())
+
+
+@pytest.mark.parametrize("words", [["sheet"], ["interpolate", "--frames", 12000, "--method", "linear"]])
+def test_more_seeds_than_a_file_can_name_are_refused_before_anything_is_drawn(cli, tmp_path, monkeypatch, words):
+    def render(*_):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(Sampler, "render", render)
+    seeds = ",".join(map(str, range(0, 36000, 3)))
+    code, out, err = cli(*words, "--seeds", seeds)
+    assert (code, out) == (1, []) and "fewer" in err and "--no-metadata" in err and len(err.splitlines()) == 1
+    assert files(tmp_path) == []

@@ -86,6 +86,8 @@ def test_directories_and_json(cli, make, tmp_path, tiny_model):
     Path("empty").mkdir()
     code, out, err = cli("inspect", "empty")
     assert (code, out) == (1, []) and "no image in empty" in err
+    code, out, err = cli("inspect", "empty", *paths, "-q")
+    assert (code, len(out)) == (1, 3) and "no image in empty" in err, "and goes on to the others"
 
 
 def touched(path: str, how: str) -> None:
@@ -168,6 +170,16 @@ def test_a_false_or_hostile_recipe(cli, make, tiny_model, changes, verdict, word
     record = json.loads(out[0])
     assert (code, err, record["verdict"]) == (1, "", verdict)
     assert words in record["sentence"] and record["sentence"].count("\n") == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--verify"]])
+def test_a_recipe_with_a_latent_and_no_seed_stops_nothing(cli, make, arguments):
+    odd, good = make("--seeds", "5-6")
+    recipe = {key: value for key, value in (images.read_recipe(odd) or {}).items() if key != "seed"}
+    data = images.encode(images.read_pixels(odd), "png", None, {**recipe, "latent": {"kind": "neighbour"}})
+    Path(odd).write_bytes(data)
+    _, out, err = cli("inspect", odd, good, "--json", *arguments)
+    assert err == "" and [json.loads(line)["command"] is None for line in out] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "tiny.safetensors", "../x", None, 5, "", "faces\0"])

@@ -150,6 +150,8 @@ def test_a_stream_gets_the_same_bytes(tmp_path):
         (([np.zeros((8, 9, 3), np.uint8)], "s.png", (1, 1)), {}, ImageError, "all of one size"),
         ((list(cells(1)), "s.gif", (1, 1)), {}, SettingsError, "does not end with"),
         ((list(cells(1)), "s.webp", (1000, 1)), {}, SettingsError, "write a .png"),
+        ((list(cells(1)), "s.png", (1, 1)), {"quality": 50}, SettingsError, "png is lossless"),
+        ((iter([]), "s.png", (1, 1)), {"recipe": {"seed": "x" * 66_000}}, ImageError, "fewer of them"),
         ((list(cells(1)), "no/s.png", (1, 1)), {}, OutputError, "directory does not exist"),
     ],
 )

@@ -21,6 +21,8 @@ from tpdne_cli.naming import Namer, plan, safe_text
         ("{index:03d}", 42, "007.png"),
         ("a/{seed:x}.png", 255, "a/ff.png"),
         ("{model}.{seed:d}", 1, "faces.1.png"),
+        ("{seed!s}", 42, "000042.png"),
+        ("{seed!r:>8}", "a/b", "a_b-c14cddc033f6.png"),
     ],
 )
 def test_templates(template, seed, name):

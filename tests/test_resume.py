@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -170,3 +172,49 @@ def test_a_manifest_that_cannot_be_written_is_told_before_anything_is_made(cli):
         code, out, err = cli("--seed", "1", "--manifest", place)
         assert code in (1, 2) and out == [] and place in err and err.count("\n") == 1
         assert not files(Path())
+
+
+def paths(manifest: str = "m.jsonl") -> list[str]:
+    return [record["path"] for record in records(manifest)]
+
+
+def test_a_manifest_is_completed_and_keeps_what_other_runs_wrote(cli):
+    cli("--seeds", "0-2", "-o", "d", "--manifest", "m.jsonl")
+    cli("--seed", "7", "-o", "e", "--manifest", "m.jsonl", "--skip-existing")
+    earlier = [f"d/tiny-00000{i}.png" for i in range(3)]
+    assert paths() == [*earlier, "e/tiny-000007.png"]
+    with Path("m.jsonl").open("a") as file:
+        file.write('{"path": "d/tin')  # as a full disk leaves it
+    code, _, err = cli("--seeds", "1-3", "-o", "d", "--manifest", "m.jsonl", "--skip-existing")
+    assert code == 0, err
+    assert paths() == [earlier[0], "e/tiny-000007.png", *earlier[1:], "d/tiny-000003.png"], "one line for each"
+    assert cli("-n", "1", "-o", "f", "--manifest", "m.jsonl", "--skip-existing")[0] == 0
+    assert len(paths()) == 6, "fresh seeds too"
+
+
+def test_a_resumed_run_that_breaks_off_again_loses_no_line(cli, monkeypatch):
+    options = ["--seeds", "0-5", "-o", "d", "--manifest", "m.jsonl"]
+    cli(*options)
+    whole, seen = paths(), []
+    for name in ("d/tiny-000001.png", "d/tiny-000004.png"):
+        Path(name).unlink()
+
+    def link(*_: object) -> None:
+        seen.append(paths())
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", link)
+    assert cli(*options, "--skip-existing")[0] == 1
+    assert set(whole) <= set(seen[0]), "not even while it runs: it could be killed"
+    assert sorted(paths()) == whole
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "content", [b"name,seed\nbob,1\n", b"hello", b"[1]\n", b'{"seed": 1}\n', b"\x89PNG\r\n\x1a\n\0\0", b"\n"]
+)
+def test_another_file_is_not_taken_for_a_manifest(cli, content):
+    Path("accounts.csv").write_bytes(content)
+    code, out, err = cli("--seed", "1", "--manifest", "accounts.csv", "--skip-existing")
+    assert (code, out, err.count("\n")) == (1, [], 1) and "accounts.csv is no manifest" in err
+    assert files(Path()) == ["accounts.csv"] and Path("accounts.csv").read_bytes() == content

@@ -99,3 +99,19 @@ def test_next_to_nobody_passes(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == "" and "Next to nothing passes: 0 of 1000 images" in err
     assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_file_that_is_there_is_refused_before_anything_is_drawn(cli):
+    Path("a.png").write_bytes(b"mine")
+    code, out, err = cli("--seed", 1, "--min-realism", 99, "-o", "a.png")
+    assert (code, out, Path("a.png").read_bytes()) == (1, b"", b"mine")
+    assert "a.png exists" in err and "passed the critic" not in err
+
+
+def test_a_precision_that_nobody_chose_is_no_other_image(cli):
+    options = ("--seed", 3, "-n", 2, "--min-realism", 0)
+    _, made, _ = cli(*options, "--precision", "bfloat16")
+    code, again, err = cli(*options, "--skip-existing")
+    assert (code, again) == (0, made), err
+    code, _, err = cli(*options, "--skip-existing", "--precision", "float16")
+    assert code == 1 and "was made with precision" in err

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from running import files, shell
+
+from tpdne_cli.cli.output import ReaderGone, writing_stdout
+from tpdne_cli.errors import OutputError
 
 jq = pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
 
@@ -88,6 +93,13 @@ def test_a_closed_pipe_ends_the_run_quietly_and_at_once(sh, tmp_path, script):
     out, err = sh(script)
     assert err == "" and out.count("\n") == 1
     assert time.monotonic() - start < 60 and len(files(tmp_path)) < 5000
+
+
+def test_a_closed_pipe_on_windows(monkeypatch):
+    for platform, expected in (("win32", ReaderGone), ("linux", OutputError)):
+        monkeypatch.setattr(sys, "platform", platform)
+        with pytest.raises(expected), writing_stdout():
+            raise OSError(errno.EINVAL, "Invalid argument")
 
 
 @pytest.mark.parametrize("script", ["tpdne generate $MODEL --seed 1", "tpdne generate $MODEL --seeds 1-2 -o -"])

@@ -169,6 +169,8 @@ def test_images_are_made_again_from_their_recipes(deep_model):
         {"latent": {"kind": "neighbour", "index": 1, "strength": "x"}, "seed": 5},
         {"latent": {"kind": "neighbour", "index": 1}, "seed": [5]},
         {"latent": {"kind": ["walk"]}},
+        {"latent": {"kind": "walk", "frames": 9, "frame": float("inf")}},
+        {"latent": {"kind": "neighbour", "index": float("inf")}, "seed": 5},
     ],
 )
 def test_recipes_that_describe_nothing(model, changes):

@@ -23,6 +23,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 from tpdne_cli import images, metadata
 from tpdne_cli.errors import ImageError, SettingsError
+from tpdne_cli.metadata import check_recipe
 from tpdne_cli.pipeline import in_order
 from tpdne_cli.sampler import Pixels, Sample
 from tpdne_cli.streaming import Destination, packet, recipe_of, spooled
@@ -92,7 +93,7 @@ def save_animation(
     mp4. size: longest side. recipe: goes into the file with the mark of a synthetic image; without one Samples leave
     the mark, and arrays, which could be photographs, nothing. metadata: False leaves all of it out.
     Returns the number of frames. Raises SettingsError as `check` does, OutputError where the file cannot be written
-    (or is there, and not to be replaced), ImageError for frames of different sizes.
+    (or is there, and not to be replaced), ImageError for frames of different sizes and a recipe that is too long.
     """
     if format is None:
         format = format_for(path) if isinstance(path, (str, os.PathLike)) else None
@@ -100,6 +101,8 @@ def save_animation(
             name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "The stream"
             raise SettingsError(f"{name} does not end with {', '.join(SUFFIXES)}: its name says how to write it.")
     check(format, fps, quality)
+    if metadata and recipe is not None:
+        check_recipe(recipe)
     folder = Path(path).parent if isinstance(path, (str, os.PathLike)) else None
     write = {"gif": write_gif, "webp": write_webp, "png": write_apng, "mp4": write_mp4}[format]
     with spooled(path, replace) as file:
@@ -284,7 +287,7 @@ def write_mp4(frames: Iterator[Pixels], file: BinaryIO, motion: Motion) -> int:
     first = next(frames)
     height, width, channels = first.shape
     margins = (0, height % 2), (0, width % 2), (0, 0)
-    crf = round((100 - (motion.quality or 0)) * 0.51)
+    crf = max(1, round((100 - (motion.quality or 0)) * 0.51))  # at 0 H.264 is lossless, which no browser plays
     colour = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
     count = 0
     with tempfile.TemporaryDirectory(prefix="tpdne-") as folder:  # PyAV moves the index forward in named files only
@@ -315,7 +318,7 @@ def _pyav() -> Any:
         av.Codec("libx264", "w")
         return av
     except ImportError:
-        trouble = "MP4 needs PyAV, which is not installed: pip install 'tpdne[video]'"
+        trouble = "MP4 needs PyAV, which is not installed: pip install av"
     except ValueError:  # some distributions leave H.264 out
         trouble = "This PyAV has no H.264 encoder: pip install --force-reinstall av"
     raise SettingsError(f"{trouble}, or write a .webp or .gif.")

@@ -1,7 +1,7 @@
 """The samplers of a Ray cluster as one Fleet: an actor on each GPU, or on each core where there is none.
 
-Extra `tpdne[ray]`. Ray places the actors, feeds them, and starts those again whose machine was lost; they draw what a
-Sampler draws, and the images come back in order. The generator's file travels with the work: only tpdne has to be
+Needs the extra `ray`. Ray places the actors, feeds them, and starts those again whose machine was lost; they draw what
+a Sampler draws, and the images come back in order. The generator's file travels with the work: only tpdne has to be
 installed on the other machines.
 """
 

@@ -29,6 +29,9 @@ _WAYS_OUT = {
     errno.EEXIST: "it exists already: choose another name, or ask for it to be replaced",
 }
 
+# What file systems say that have no links; EINVAL is Windows' word for a function that is not there.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, exclusive: bool = False) -> None:
     """Write a file that appears whole under its name or not at all, even after kill -9 or a power cut.
@@ -71,7 +74,7 @@ def _publish_new(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in _NO_LINKS:
             raise
         # FAT and some network file systems have no links: between these two lines another process could still win.
         if os.path.lexists(path):

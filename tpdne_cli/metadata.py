@@ -53,6 +53,9 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </x:xmpmeta>
 <?xpacket end="r"?>"""
 
+# No image needs more room to be described.
+_LONGEST = {"format": "webp", "width": 2**31, "height": 2**31, "quality": 100, "frames": 10**9, "data": 64 * "f"}
+
 
 @dataclass(frozen=True)
 class Marks:
@@ -69,26 +72,36 @@ def compact(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
-    """The encoded PNG, JPEG or WebP `data` with its packet: synthetic, made by tpdne, from `recipe`.
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Raises ImageError for a recipe that no file holds, before anything is drawn for it."""
+    _packet(recipe, _LONGEST)
 
-    `image` says how the file was written; its fingerprint is added here. Same arguments, same bytes: no clock is read.
-    Raises ImageError for a recipe that does not fit.
-    """
+
+def _packet(recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
     packet = _PACKET.format(
         xmp=_XMP,
         iptc=_IPTC,
         ours=_OURS,
         version=__version__,
         synthetic=SYNTHETIC,
-        image=html.escape(compact({**image, "data": fingerprint(data)}), quote=False),
+        image=html.escape(compact(image), quote=False),
         recipe=html.escape(compact(recipe), quote=False),
     ).encode()
     if len(packet) > MAX_PACKET:
         raise ImageError(
             f"The recipe takes {len(packet):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
-            "use a shorter seed, or leave the metadata out."
+            "use a shorter seed or fewer of them, or leave the metadata out (--no-metadata)."
         )
+    return packet
+
+
+def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
+    """The encoded PNG, JPEG or WebP `data` with its packet: synthetic, made by tpdne, from `recipe`.
+
+    `image` says how the file was written; its fingerprint is added here. Same arguments, same bytes: no clock is read.
+    Raises ImageError for a recipe that does not fit.
+    """
+    packet = _packet(recipe, {**image, "data": fingerprint(data)})
     if data.startswith(PNG):
         chunk = b"iTXt" + _PNG_KEY + b"\0\0\0\0\0" + packet
         at = 33  # behind IHDR, before the pixels: a reader finds it without reading them

@@ -20,6 +20,7 @@ import numpy as np
 
 from tpdne_cli import images
 from tpdne_cli.errors import ImageError, SettingsError
+from tpdne_cli.metadata import check_recipe
 from tpdne_cli.sampler import Pixels, Sample
 from tpdne_cli.streaming import UNKNOWN, Destination, packet, recipe_of, spooled
 
@@ -103,12 +104,16 @@ def save_sheet(
     unless `format` says jpg or webp. recipe: goes into the file with the mark of a synthetic image; without one Samples
     leave the mark, and arrays, which could be photographs, nothing. metadata: False leaves all of it out.
     Returns (width, height). Raises SettingsError for a sheet that cannot be, OutputError where it cannot be written
-    (or is there, and not to be replaced), ImageError where there are no images or of different sizes.
+    (or is there, and not to be replaced), ImageError where there are no images or of different sizes, or for a recipe
+    that is too long.
     """
     if format is None:
         format = images.format_for(path) if isinstance(path, (str, os.PathLike)) else "png"
         if format is None:
             raise SettingsError(f"{path} does not end with .png, .jpg or .webp: its name says how to write it.")
+    quality = images.check_quality(format, quality)
+    if metadata and recipe is not None:
+        check_recipe(recipe)
     samples = iter(samples)
     waiting = list(_up_to_an_image(samples))
     first = waiting[-1] if waiting else None

@@ -28,6 +28,9 @@ class SeedName:
             return format(self.seed, spec or "06d")
         return safe_text(self.seed)
 
+    def __repr__(self) -> str:  # what {seed!s} and {seed!r} ask for
+        return format(self)
+
 
 def safe_text(text: str) -> str:
     """A text seed as part of a file name. Different texts give different names, also where case does not count."""

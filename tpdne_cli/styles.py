@@ -218,5 +218,5 @@ def remade(sampler: Sampler, recipe: Mapping[str, Any]) -> Pixels:
         else:
             raise SettingsError(f"A {kind!r} is not made from a single latent: tpdne makes only single images again.")
         return next(iter(samples)).pixels
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise SettingsError(f"The recipe describes no image that tpdne knows ({error!r}).") from None

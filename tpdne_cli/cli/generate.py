@@ -75,8 +75,7 @@ def run(
         target.check_stdout(as_json, skip_existing)
     if target.file is not None and len(wanted) > 1:
         raise click.UsageError(f"{len(wanted)} images do not fit in the one file {target.file}: give a directory")
-    title = Path(model).stem if Path(model).suffix else model
-    namer = Namer(name, title, FORMATS[target.format].suffix)
+    namer = Namer(name, title(model), FORMATS[target.format].suffix)
     work = list(plan(namer, wanted))
     if shard is not None:
         work, manifest = part(work, manifest, shard, given is None)
@@ -84,10 +83,11 @@ def run(
     if minimum is not None and shard is not None:
         raise click.UsageError("--shard and --min-realism contradict each other: parts would go on to the same seeds")
     models.find(model)
-    check_manifest(manifest, skip_existing or force)
+    check_manifest(manifest, force, skip_existing, resumable=not target.is_stdout)
     if not target.is_stdout:
         target.prepare(name for _, name in work)
-        if not (force or skip_existing or minimum is not None):
+        foreseen = minimum is None or target.file is not None  # else the names are those of whoever passes
+        if foreseen and not (force or skip_existing):
             target.refuse_existing(name for _, name in work)
     job = Job(model, target, output, settings, manifest, skip_existing, force, archive=len(wanted) > 1)
     if minimum is not None:
@@ -95,7 +95,7 @@ def run(
     if given is not None:
         return job.run(work)
     job.again = f"{again(wanted)} --skip-existing goes on"
-    return job.run(work, fresh_note(wanted))
+    return job.run(work, options.going_on(fresh_note(wanted), skip_existing))
 
 
 def selective(job: Job, namer: Namer, minimum: float) -> Job:
@@ -104,6 +104,11 @@ def selective(job: Job, namer: Namer, minimum: float) -> Job:
 
     given = {field.name: getattr(job, field.name) for field in dataclasses.fields(job) if field.init}
     return SelectiveJob(**given, namer=namer, minimum=minimum)
+
+
+def title(model: str) -> str:
+    """A model's name as file names have it: of a file what stands before its suffix, of an installed one all."""
+    return Path(model).stem if Path(model).suffix and model not in models.names() else model
 
 
 def again(wanted: Sequence[Seed]) -> str:

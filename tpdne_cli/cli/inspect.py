@@ -40,6 +40,8 @@ def inspect(images: tuple[str, ...], verify: bool, model: str | None, device: st
     proven = True
     for path in expand(images):
         try:
+            if path.is_dir():
+                raise ImageError(f"There is no image in {path}: give a directory that holds images.")
             record = examine(path)
         except ImageError as error:
             complain(str(error))
@@ -81,15 +83,13 @@ def prover(model: str | None, device: str) -> Any:
 
 
 def expand(names: Iterable[str]) -> Iterator[Path]:
-    """The files, and every image below the directories. Raises ImageError for a directory without any."""
+    """The files, and every image below the directories; a directory without any as it is."""
     for path in map(Path, names):
         if not path.is_dir():
             yield path
             continue
         found = [p for p in sorted(path.rglob("*")) if _is_ours(p) and p.is_file() and not is_temporary(p)]
-        if not found:
-            raise ImageError(f"There is no image in {path}: give a directory that holds images.")
-        yield from found
+        yield from found or [path]
 
 
 def _is_ours(path: Path) -> bool:
@@ -101,11 +101,12 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     """The command that makes an image of this recipe; None for a recipe that no single seed describes."""
     from tpdne_cli.remaking import check
 
+    if recipe is None or "latent" in recipe:
+        return None
     try:
-        check(recipe or {})
+        check(recipe)
     except (SettingsError, SeedError):
         return None
-    assert recipe is not None
     model = str(recipe.get("model"))
     words = ["tpdne", model] if model in ("faces", "cats") else ["tpdne", "generate", model]
     words += ["--seed", str(recipe["seed"]), "--truncation", str(recipe["truncation"])]
@@ -117,4 +118,4 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     for name, amount in recipe.get("attributes", {}).items():
         words += ["--attr", f"{name}={amount}"]
     line = shlex.join(words)
-    return line if "latent" not in recipe and line.isprintable() else None
+    return line if line.isprintable() else None

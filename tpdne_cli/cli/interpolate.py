@@ -53,7 +53,7 @@ NOT_OURS = re.compile(r".*\.(jpe?g|avi|avif|mov|m4v|mkv|webm|mpe?g|tiff?|bmp|pdf
     "FILE.gif, .webp, .png (APNG) or .mp4, a directory for numbered frames, or - for stdout (default walk.webp).",
     ("png", "jpg", "webp", "gif", "mp4"),
 )
-@latent.resume_option
+@options.resume_option
 @options.device_options
 @options.report_options
 def interpolate(seed: Sequence[str], seeds: str | None, **given: Any) -> int:
@@ -77,7 +77,9 @@ def interpolate(seed: Sequence[str], seeds: str | None, **given: Any) -> int:
     way = interpolation.Path(
         tuple(keys), given["frames"], given["loop"], given["method"], given["space"], given["easing"]
     )
-    target, moving = target_of(given["out"] or "walk.webp", given["format"])
+    if given["out"] is None and given["format"] == "jpg":
+        raise click.UsageError("A JPEG does not move: name a directory for numbered frames, such as --out walk/")
+    target, moving = target_of(given["out"] or f"walk.{given['format'] or 'webp'}", given["format"])
     return (animate if moving else frames)(way, target, given, again)
 
 
@@ -115,7 +117,7 @@ def frames(way: interpolation.Path, target: Target, given: Mapping[str, Any], ag
     work = [(index, namer(index, 0)) for index in range(way.frames)]
     output = latent.begin(target, [name for _, name in work], given)
     job = latent.files_job(target, output, given, lambda sampler: Walker(sampler, way), again)
-    return job.make(work, note_of(again))
+    return job.make(work, options.going_on(note_of(again), given["skip_existing"]))
 
 
 def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], again: str) -> int:
@@ -127,7 +129,7 @@ def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], a
     animation.check(target.format, given["fps"], given["quality"])
     if given["skip_existing"]:
         raise click.UsageError("--skip-existing goes on with numbered frames: give --out DIR")
-    output = latent.begin(target, [""], given)
+    output = latent.begin(target, [""], given, resumable=False)
     sampler = latent.load_sampler(given)
     walker = Walker(sampler, way)
     if again:

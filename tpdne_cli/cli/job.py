@@ -16,6 +16,8 @@ from tpdne_cli.errors import OutputError
 from tpdne_cli.seeds import Seed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tpdne_cli.critic import Judged
     from tpdne_cli.fleet import Fleet
     from tpdne_cli.pipeline import Encoding, Written
@@ -87,24 +89,28 @@ class Job:
 
     def finished(self, work: Work) -> Collection[str]:
         """Names of the images that are there. Raises OutputError where something else has such a name."""
-        from tpdne_cli.resume import INCIDENTAL, objection
-
-        ignored = INCIDENTAL | {"precision"} if self.settings["precision"] == "auto" else INCIDENTAL
         names = set()
         for seed, name in work:
             path = self.target.path(name)
             if not path.exists():
                 continue
-            if reason := objection(path, self.sampler.recipe(seed), self.encoding, self.resolution, ignored):
-                raise OutputError(f"{path} {reason}: move it away, or give --force in place of --skip-existing.")
+            self.recognise(path, self.sampler.recipe(seed))
             names.add(name)
         if names:
             self.output.note(f"{len(names)} of {len(work)} images are there already.")
         return names
 
+    def recognise(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        """Raises OutputError where the file at path is not the finished image of this recipe."""
+        from tpdne_cli.resume import INCIDENTAL, objection
+
+        ignored = INCIDENTAL | {"precision"} if self.settings["precision"] == "auto" else INCIDENTAL
+        if reason := objection(path, recipe, self.encoding, self.resolution, ignored):
+            raise OutputError(f"{path} {reason}: move it away, or give --force in place of --skip-existing.")
+
     def deliver(self, work: Work, finished: Collection[str]) -> None:
         """Write what is not there yet, and report all in the order of the work. Raises Interrupted."""
-        with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
+        with Interruption(self.output) as interruption, open_manifest(self.manifest, self.skip) as manifest:
             todo = [item for item in work if item[1] not in finished]
             results = self.write(todo, interruption)
             self.output.start(len(todo))

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 import click
 
 from tpdne_cli import models
-from tpdne_cli.cli import options
-from tpdne_cli.cli.generate import complete_model
+from tpdne_cli.cli import generate, options
 from tpdne_cli.cli.interruption import Interrupted, Interruption
 from tpdne_cli.cli.job import Job, Work
 from tpdne_cli.cli.manifest import check_manifest, open_manifest
@@ -35,11 +34,8 @@ model_option = click.option(
     default="faces",
     show_default=True,
     metavar="NAME|FILE",
-    shell_complete=complete_model,
+    shell_complete=generate.complete_model,
     help="The generator: an installed name or a file.",
-)
-resume_option = click.option(
-    "--skip-existing", is_flag=True, help="Leave finished files alone: run the same command again to go on."
 )
 
 
@@ -77,14 +73,18 @@ def listed(seeds: Sequence[Seed]) -> str:
 
 def title(model: str) -> str:
     """The model's name as file names have it."""
-    return re.sub(r"[^\w.-]", "_", Path(model).stem if Path(model).suffix else model)
+    return re.sub(r"[^\w.-]", "_", generate.title(model))
 
 
-def sheet_target(out: str, format: str | None) -> Target:
-    """The one file, or standard output, that a sheet goes to."""
-    target = Target.of(out, format)
+def sheet_target(name: str, given: Mapping[str, Any]) -> Target:
+    """The one file, or standard output, that a sheet goes to. name: what it is called where nothing else is said."""
+    from tpdne_cli.images import check_quality
+
+    out = given["out"] or f"{name}.{given['format'] or 'png'}"
+    target = Target.of(out, given["format"])
     if target.folder is not None:
         raise click.UsageError(f"{out} does not end with .png, .jpg or .webp: its name says how to write it")
+    check_quality(target.format, given["quality"])
     return target
 
 
@@ -102,8 +102,11 @@ def save_sheet(
     return {"width": width, "height": height}
 
 
-def begin(target: Target, names: Iterable[str], given: Mapping[str, Any]) -> Output:
-    """Everything that can be checked before a model is loaded. Raises the library's errors and click's."""
+def begin(target: Target, names: Iterable[str], given: Mapping[str, Any], resumable: bool = True) -> Output:
+    """Everything that can be checked before a model is loaded. Raises the library's errors and click's.
+
+    resumable: whether --skip-existing would go on with what is there.
+    """
     skip = given.get("skip_existing", False)
     if skip and given["force"]:
         raise click.UsageError("--skip-existing and --force contradict each other: leave one of the two out")
@@ -111,12 +114,12 @@ def begin(target: Target, names: Iterable[str], given: Mapping[str, Any]) -> Out
     if target.is_stdout:
         target.check_stdout(given["as_json"], skip)
     models.find(given["model"])
-    check_manifest(given["manifest"], skip or given["force"])
+    check_manifest(given["manifest"], given["force"], skip, resumable and not target.is_stdout)
     if not target.is_stdout:
         names = list(names)
         target.prepare(names)
         if not (skip or given["force"]):
-            target.refuse_existing(names)
+            target.refuse_existing(names, resumable)
     return output
 
 
@@ -194,7 +197,7 @@ class OneFile:
                 yield sample
 
         try:
-            with Interruption(self.output) as interruption, open_manifest(self.manifest) as manifest:
+            with Interruption(self.output) as interruption:
                 self.output.start(len(items))
                 about = save(counted(samples(interruption.until(items))), self.path or stream)
                 self.output.finish()
@@ -204,9 +207,12 @@ class OneFile:
                     "sha256": stream.digest.hexdigest() if self.path is None else models.file_sha256(self.path),
                     "seconds": round(time.perf_counter() - start, 6),
                 }  # fmt: skip
+            with open_manifest(self.manifest) as manifest:  # not before: a file that fails leaves none behind
                 manifest.add(record)
             if self.path is not None:
                 self.output.result(str(self.path), record)
+            if manifest.failure is not None:
+                raise manifest.failure
         except (Interrupted, KeyboardInterrupt):
             self.output.finish()
             self.output.warning(f"Interrupted: {self.path or 'the file'} is not written.")

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tpdne_cli.errors import OutputError
+from tpdne_cli.files import remove_leftovers
 
 
-def check_manifest(path: str | None, replace: bool) -> None:
-    """Raises OutputError, before any work is done, for a manifest that is there or has no place."""
+def check_manifest(path: str | None, force: bool, skip: bool = False, resumable: bool = True) -> None:
+    """Raises OutputError, before any work is done, for a manifest that is there, is none, or has no place.
+
+    resumable: whether there is a --skip-existing to advise.
+    """
     if path is None:
         return
-    if Path(path).is_file() and not replace:  # a pipe is there and holds nothing
-        raise OutputError(f"The manifest {path} exists: --force replaces it, and --skip-existing completes it.")
-    if not Path(path).parent.is_dir():
+    place = Path(path)
+    if place.is_file() and not (force or skip):  # a pipe is there and holds nothing
+        ways = "--force replaces it, and --skip-existing completes it" if resumable else "--force replaces it"
+        raise OutputError(f"The manifest {path} exists: {ways}.")
+    if not place.parent.is_dir():
         raise OutputError(f"The manifest {path} cannot be written: its directory does not exist.")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise OutputError(f"The manifest {path} cannot be written: choose another place.")
+    if place.is_file() and skip:
+        last_lines(path)
 
 
 class Manifest:
@@ -38,14 +49,65 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(path: str | None) -> Iterator[Manifest]:
-    """An empty manifest. Raises OutputError."""
+def open_manifest(path: str | None, skip: bool = False) -> Iterator[Manifest]:
+    """A manifest: empty, or with `skip` what is there, to be completed. Raises OutputError.
+
+    Lines are only ever added to what is there; when all is done, an image that has several keeps the last of them.
+    """
     if path is None:
         yield Manifest(None, None)
         return
+    complete = skip and Path(path).is_file()
+    if complete:
+        tidy(path)
     try:
-        file = Path(path).open("wb", buffering=0)  # noqa: SIM115 (errors of opening only)
+        file = Path(path).open("ab" if complete else "wb", buffering=0)  # noqa: SIM115 (errors of opening only)
     except OSError as error:
         raise OutputError(f"The manifest {path} cannot be written: {error.strerror}.") from None
-    with file:
-        yield Manifest(path, file)
+    try:
+        with file:
+            yield Manifest(path, file)
+    except BaseException:
+        with suppress(OutputError):  # a line too many is no harm
+            if complete:
+                tidy(path)
+        raise
+    if complete:
+        tidy(path)
+
+
+def last_lines(path: str) -> set[int]:
+    """Numbers of the lines that count: of each image the last one. Raises OutputError for what is no manifest."""
+    last: dict[object, int] = {}
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file):
+                image = _image_of(line)
+                if image is not None:
+                    last[image or number] = number
+                elif line.endswith(b"\n") or not b'{"path": '.startswith(line[:9]):  # else a full disk cut it short
+                    raise OutputError(
+                        f"{path} is no manifest that could be completed (see its line {number + 1}): name another file."
+                    )
+    except OSError as error:
+        raise OutputError(f"The manifest {path} cannot be read: {error.strerror}.") from None
+    return set(last.values())
+
+
+def _image_of(line: bytes) -> str | None:
+    """The path that a line of a manifest names, empty for standard output; None for any other line."""
+    try:
+        record = json.loads(line)
+        return str(record["path"] or "")
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def tidy(path: str) -> None:
+    """Rewrite a manifest at one stroke with the lines that count, each of them whole. Raises OutputError."""
+    from tpdne_cli.streaming import spooled
+
+    wanted = last_lines(path)
+    remove_leftovers(Path(path).parent)
+    with spooled(path) as tidied, Path(path).open("rb") as file:
+        tidied.writelines(line.rstrip(b"\n") + b"\n" for number, line in enumerate(file) if number in wanted)

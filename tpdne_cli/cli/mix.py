@@ -33,7 +33,7 @@ ROWS, COLUMNS = 3, 5  # of a table that is given none
 @click.option("--single", is_flag=True, help="Write each mixture as a file of its own, without the table.")
 @options.latent_options
 @latent.output_options("FILE|DIR|-", "One file, - for stdout (default mix.png); a directory with --single.")
-@latent.resume_option
+@options.resume_option
 @options.device_options
 @options.report_options
 def mix(rows: str | None, columns: str | None, styles: str, single: bool, **given: Any) -> int:
@@ -71,7 +71,7 @@ def files(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
         raise SettingsError("Two images would have one name: a seed is given twice among the rows or the columns.")
     output = latent.begin(target, [name for _, name in work], given)
     job = latent.files_job(target, output, given, lambda sampler: Mixer(sampler, styles), again)
-    return job.make(work, note_of(again))
+    return job.make(work, options.going_on(note_of(again), given["skip_existing"]))
 
 
 def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Mapping[str, Any], again: str) -> int:
@@ -82,9 +82,9 @@ def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
 
     if given["skip_existing"]:
         raise click.UsageError("--skip-existing goes on with single files: add --single")
-    target = latent.sheet_target(given["out"] or "mix.png", given["format"])
+    target = latent.sheet_target("mix", given)
     grid = len(columns) + 1, len(rows) + 1
-    output = latent.begin(target, [""], given)
+    output = latent.begin(target, [""], given, resumable=False)
     sampler = latent.load_sampler(given)
     mixer = Mixer(sampler, styles)
     Layout(*grid, given["size"] or sampler.model.resolution, head=True).check(target.format)

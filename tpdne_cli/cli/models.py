@@ -130,7 +130,8 @@ def announce(path: Path, output: Output) -> None:
 
 def agree(output: Output, entry: Entry, accepted: bool) -> None:
     """Show the licence; go on only if the user agrees. Raises SettingsError where nobody can be asked."""
-    output.note(f"{entry.name} is published under: {entry.licence} ({entry.licence_url}). {entry.terms}")
+    loud = output if accepted else Output()  # whoever is asked to agree sees to what, also when quiet
+    loud.note(f"{entry.name} is published under: {entry.licence} ({entry.licence_url}). {entry.terms}")
     if accepted:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,15 +29,15 @@ def group(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 class BatchSize(click.ParamType):  # type: ignore[type-arg]
-    """A positive number, or 'auto'."""
+    """A number of images, or 'auto'."""
 
     name = "batch size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value is None or value == "auto":
             return None
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is not a batch size: give a positive number or auto.", param, ctx)
+        if not re.fullmatch(r"0*[1-9]\d{0,5}", str(value), re.ASCII):
+            self.fail(f"{value!r} is not a batch size: give a number from 1 to 999999, or auto.", param, ctx)
         return int(value)
 
 
@@ -108,6 +109,10 @@ critic_options = group(
     ),
 )
 
+resume_option = click.option(
+    "--skip-existing", is_flag=True, help="Leave finished files alone: a run with given seeds goes on where it stopped."
+)
+
 file_options = group(
     click.option(
         "-o",
@@ -124,9 +129,7 @@ file_options = group(
     click.option(
         "--name", metavar="TEMPLATE", help="File names from {model}, {seed} and {index} (default {model}-{seed})."
     ),
-    click.option(
-        "--skip-existing", is_flag=True, help="Leave finished files alone: run the same command again to go on."
-    ),
+    resume_option,
     click.option("--force", is_flag=True, help="Replace files that exist."),
     click.option("--no-metadata", is_flag=True, help="Leave out the recipe and the mark of a synthetic image."),
 )
@@ -218,6 +221,12 @@ def read_seeds(
     if count is not None and count != len(given):
         raise SeedError(f"{len(given)} seeds are given and --count asks for {count}: leave one of the two out.")
     return given
+
+
+def going_on(note: str, skip: bool) -> str:
+    """The note on fresh seeds, where it is not empty; with --skip-existing it says what they are no use for."""
+    hint = "To go on with an earlier run give its seeds: each run without any draws new ones."
+    return f"{note} {hint}" if note and skip else note
 
 
 def seeds_or_fresh(given: Sequence[Seed] | None, count: int | None) -> Sequence[Seed]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -35,9 +36,10 @@ def writing_stdout() -> Iterator[None]:
     """Turns what can go wrong with stdout into ReaderGone and OutputError."""
     try:
         yield
-    except BrokenPipeError:
-        raise ReaderGone from None
     except OSError as error:
+        # Windows calls a pipe without a reader an invalid argument.
+        if isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL):
+            raise ReaderGone from None
         raise OutputError(f"Standard output cannot be written: {error.strerror}.") from None
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from tpdne_cli.cli.interruption import Interruption
 from tpdne_cli.cli.job import Job, Work
 from tpdne_cli.critic import Selection, candidates
-from tpdne_cli.errors import OutputError
 from tpdne_cli.seeds import Seed
 
 if TYPE_CHECKING:
@@ -56,9 +55,7 @@ class SelectiveJob(Job):
 
     def place(self, sample: Sample, name: str) -> Path:
         """Where an image goes; with --skip-existing what is there must be itself. Raises OutputError."""
-        from tpdne_cli.resume import objection
-
         path = self.target.path(name)
-        if self.skip and path.exists() and (reason := objection(path, sample.recipe, self.encoding, self.resolution)):
-            raise OutputError(f"{path} {reason}: move it away, or give --force in place of --skip-existing.")
+        if self.skip and path.exists():
+            self.recognise(path, sample.recipe)
         return path

@@ -58,21 +58,24 @@ def sheet(
     from tpdne_cli.fleet import spread
     from tpdne_cli.montage import Layout
 
+    if grid is not None:
+        check_cells(math.prod(grid))
     if grid is not None and count is None and len(seed) <= 1 and seeds is None and seeds_from is None:
         count = grid[0] * grid[1]
     known = options.read_seeds(count, seed, seeds, seeds_from)
     wanted = fresh(count or math.prod(GRID)) if known is None else known
+    check_cells(len(wanted))
     columns, rows = grid = grid or fitting(len(wanted))
-    if not len(wanted) <= columns * rows <= MAX_CELLS:
+    if len(wanted) > columns * rows:
         raise SettingsError(
             f"A grid of {columns}x{rows} does not suit {len(wanted)} images: leave --grid or --count out."
         )
-    target = latent.sheet_target(given["out"] or "sheet.png", given["format"])
-    output = latent.begin(target, [""], given)
+    target = latent.sheet_target("sheet", given)
+    output = latent.begin(target, [""], given, resumable=False)
     sampler = latent.load_sampler(given)
     Layout(columns, rows, given["size"] or sampler.model.resolution, labels).check(target.format)
     if known is None:
-        output.note(f"Fresh seeds: --seed {wanted[0]} --grid {columns}x{rows} makes the same sheet again.")
+        output.note(f"Fresh seeds: {again(wanted, grid)} makes the same sheet again.")
     recipe = {
         **sampler.recipe(wanted[0]),
         "seed": runs(wanted),
@@ -84,6 +87,18 @@ def sheet(
 
     one = latent.OneFile(target.file, target.format, output, given["manifest"])
     return one.make(wanted, spread(sampler, sampler, len(wanted)), save, recipe)
+
+
+def check_cells(count: int) -> None:
+    """Raises SettingsError for more images than a sheet may hold."""
+    if count > MAX_CELLS:
+        raise SettingsError(f"A sheet of {count:,} images is too large: ask for {MAX_CELLS:,} at most.")
+
+
+def again(wanted: Sequence[Seed], grid: tuple[int, int]) -> str:
+    """The options that name these consecutive seeds on this grid."""
+    count = "" if len(wanted) == math.prod(grid) else f" --count {len(wanted)}"
+    return f"--seed {wanted[0]} --grid {grid[0]}x{grid[1]}{count}"
 
 
 def fitting(count: int) -> tuple[int, int]:

@@ -71,10 +71,12 @@ class Target:
         for inner in {name.rpartition("/")[0] for name in names} if self.folder is not None else {""}:
             remove_leftovers(folder / inner)
 
-    def refuse_existing(self, names: Iterable[str]) -> None:
+    def refuse_existing(self, names: Iterable[str], resumable: bool = True) -> None:
+        """Raises OutputError for a file that is there. resumable: whether there is a --skip-existing to advise."""
+        ways = "--skip-existing leaves it and goes on, --force replaces it" if resumable else "--force replaces it"
         for name in names:
             if (path := self.path(name)).exists():
-                raise OutputError(f"{path} exists: --skip-existing leaves it and goes on, --force replaces it.")
+                raise OutputError(f"{path} exists: {ways}.")
 
 
 def check_writable(folder: Path) -> None:

@@ -26,7 +26,7 @@ from tpdne_cli.seeds import fresh, parse_seed
 @click.option("--fine", is_flag=True, help="Change the fine styles only (layers 8 on): colours and light.")
 @options.latent_options
 @latent.output_options("DIR|FILE|-", "Directory, one file, or - for bytes on stdout (several: a tar stream).")
-@latent.resume_option
+@options.resume_option
 @options.device_options
 @options.report_options
 def vary(seed: str | None, count: int, strength: float | None, fine: bool, **given: Any) -> int:
@@ -55,4 +55,4 @@ def vary(seed: str | None, count: int, strength: float | None, fine: bool, **giv
     output = latent.begin(target, names, given)
     step = STRENGTH if strength is None else strength
     job = latent.files_job(target, output, given, lambda sampler: Varier(sampler, step, fine), again)
-    return job.make(work, note)
+    return job.make(work, options.going_on(note, given["skip_existing"]))

@@ -1,1 +1,1 @@
-"""The page and its HTTP interface: the room behind `tpdne serve`, which needs the extra tpdne[serve]."""
+"""The page and its HTTP interface: the room behind `tpdne serve`, which needs the extra `serve`."""
