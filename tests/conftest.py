@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import running
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two torch processes with two threads each slow each other ten-fold
 
@@ -26,6 +27,12 @@ def load_tensors(path: Path) -> dict:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    yield
+    running.end_all()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WARM = Path(__file__).resolve().parent / "warm.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+started: list[subprocess.Popen[bytes]] = []
 COLD = [sys.executable, "-c", "from tpdne_cli.cli import main; main()"]
 
 
@@ -48,7 +49,18 @@ def start(*arguments: object, cwd: Path, cold: bool = False, **environment: str)
     """A tpdne that runs while the test goes on, with pipes for its output."""
     command = [*(COLD if cold else warm()), *map(str, arguments)]
     env = {**ENVIRONMENT, **environment}
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    child = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    started.append(child)
+    return child
+
+
+def end_all() -> None:
+    """End what `start` has started, as a failed test leaves it."""
+    while started:
+        child = started.pop()
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def pid_of(child: subprocess.Popen[bytes], file: Path) -> int:

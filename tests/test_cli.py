@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -332,3 +333,20 @@ def test_without_seeds_there_is_nothing_to_go_on_with_and_that_is_said(cli, tiny
     assert code == 0 and err.count("\n") == 1 and "give its seeds" in err
     assert "give its seeds" not in cli(*model, "-n", "1", command=command)[2]
     assert cli(*model, "-n", "1", "--seed", "1", "--skip-existing", command=command)[2] == ""
+
+
+def test_nothing_asks_the_network(tmp_path, monkeypatch, capsys):
+    """No account, no download: what is installed works where there is no way out."""
+    asked = []
+
+    def refuse(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("no network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    for words in (["faces", "--seed", "1"], ["cats", "--seed", "1"], ["inspect", "--verify", "."], ["models", "list"]):
+        assert run(words) == 0, capsys.readouterr().err
+    assert asked == []

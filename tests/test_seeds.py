@@ -46,6 +46,19 @@ def test_a_purpose_gives_an_independent_stream():
 
 
 @pytest.mark.parametrize(
+    ("seed", "purpose", "first"),
+    [
+        (5, "noise", [-0.14199370611583667, 0.07051458052582074, 1.9215866365592749]),
+        ("bob", "noise", [0.5601219527351061, -0.6165790461269126, 0.24969690373184844]),
+        (5, "neighbour 1", [0.26608814204732456, -1.1418154677160128, -0.39395951225345066]),
+    ],
+)
+def test_streams_of_a_purpose_stay_what_they_are(seed, purpose, first):
+    """As they were when they first drew an image: --noise random and vary keep their promise by them."""
+    np.testing.assert_allclose(seeds.random_state(seed, purpose).randn(3), first, atol=5e-9)
+
+
+@pytest.mark.parametrize(
     ("text", "seed"), [("0", 0), ("42", 42), ("007", 7), ("4294967295", 2**32 - 1), ("a 1", "a 1")]
 )
 def test_parse(text, seed):

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from running import start
 
 from tpdne_cli import models
 from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
@@ -695,6 +696,31 @@ def test_the_command_trains_exports_and_goes_on(
     assert run(["models", "import", "mine.safetensors", "--name", "mine", "--licence", "mine"]) == 0
     assert run([*again, "--from", "mine", "--resolution", "16"]) == 0, "an installed name"
     assert models.load("other.safetensors").info["images_before"] == 16
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to no process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_that_goes_on(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, number: int
+) -> None:
+    from tpdne_cli.cli import run
+
+    small = ["--resolution=16", "--batch=4", "--channel-base=64", "--device=cpu", "--precision=float32", "--threads=1"]
+    child = start("train", pictures, "-o", "mine.safetensors", "--images=1000000", *small, cwd=tmp_path)
+    log = tmp_path / "runs" / "mine" / LOG
+    deadline = time.monotonic() + 120
+    while not log.exists():
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, out) == (130, b""), err
+    words = err.decode().splitlines()[-1].split("Go on with: tpdne ")[1].split()
+    assert not (tmp_path / "mine.safetensors").exists()
+    monkeypatch.chdir(tmp_path)
+    seen = checkpoint.load(tmp_path / "runs" / "mine")["counters"]["images"]
+    assert run([*words, "--images", str(seen + 4)]) == 0, capfd.readouterr().err
+    assert models.load("mine.safetensors").info["images_seen"] == seen + 4
 
 
 def test_recommended_growth_spends_three_fifths_below_the_top() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -58,6 +59,10 @@ def answer(connection: socket.socket) -> int:
     for stream in streams:
         os.close(stream)
     connection.sendall(b"%d\n" % pid)
+    if hasattr(os, "pidfd_open"):  # a client that is killed with its test takes its process along
+        handle = os.pidfd_open(pid)
+        if handle not in select.select([handle, connection], [], [])[0]:
+            os.kill(pid, signal.SIGKILL)
     connection.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
     return 0
 

@@ -112,6 +112,7 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     words += ["--seed", str(recipe["seed"]), "--truncation", str(recipe["truncation"])]
     words += [] if recipe["truncation_cutoff"] is None else ["--truncation-cutoff", str(recipe["truncation_cutoff"])]
     words += [] if recipe["noise"] == "const" else ["--noise", recipe["noise"]]
+    words += [] if recipe["precision"] == "float32" else ["--precision", str(recipe["precision"])]
     words += [] if recipe["class_index"] is None else ["--class", str(recipe["class_index"])]
     words += ["--rotate", str(recipe["rotate"])] if "rotate" in recipe else []
     words += ["--translate", *map(str, recipe["translate"])] if "translate" in recipe else []
