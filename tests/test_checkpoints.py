@@ -141,6 +141,32 @@ def test_a_learning_rate_multiplier_of_its_own_is_read_from_the_layers():
     assert read_view(memoryview(writers.dumps({"G_ema": root}, 4))).config["mapping_lr_multiplier"] == 0.1
 
 
+def test_a_discriminator_whose_label_mapping_has_no_layers():
+    critic = writers.golden_module(golden("disc_cond"))
+    for i in range(8):
+        critic.mapping._modules.pop(f"fc{i}", None)
+    data = writers.dumps({"G_ema": writers.golden_module(golden("sg2_skip")), "D": critic}, 4)
+    checkpoint = read_view(memoryview(data))
+    assert checkpoint.discriminator_config["mapping_layers"] == 0, checkpoint.meta
+    discriminator_of(checkpoint)
+
+
+def test_a_filter_that_is_not_of_numbers_is_refused():
+    root = writers.golden_module(golden("sg2_skip"))
+    root.synthesis.b4.register_buffer("resample_filter", torch.tensor([1.0, float("inf")]))
+    with pytest.raises(CheckpointError, match="resample_filter holds values that are not numbers"):
+        read_view(memoryview(writers.dumps({"G_ema": root}, 4)))
+
+
+@pytest.mark.parametrize("name", ["sg2_skip", "sg3_t"])
+def test_a_generator_without_z_is_refused(name):
+    root = writers.golden_module(golden(name))
+    for layer in list(root.mapping._modules):
+        del root.mapping._modules[layer]
+    with pytest.raises(CheckpointError, match="takes no z"):
+        read_view(memoryview(writers.dumps({"G_ema": root}, 4)))
+
+
 def test_a_discriminator_of_another_kind_does_not_spoil_its_generator():
     critic = writers.golden_module(golden("disc_resnet"))
     del critic.b16

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_training_device import META, Accelerator
 
-from tpdne_cli import models
+from tpdne_cli import devices, models
 from tpdne_cli.checkpoints.safetensors import read_header, read_tensors, write
 from tpdne_cli.critic import Critic, Judged, Selection, candidates, path_of, quantiles
 from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
@@ -333,3 +334,23 @@ def test_damaged_critics(tmp_path):
     critic.write_bytes(whole[:-4] + struct.pack("<f", float("nan")))
     with pytest.raises(CheckpointError, match="not numbers"):
         Critic.load(model)
+
+
+def test_a_critic_lies_on_its_device_with_all_that_was_folded(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "choose", lambda _: META)
+    critic = Critic.load(models.load(write_pair(tmp_path, c_dim=2)), "cuda")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda scores: torch.zeros(scores.shape))
+    with Accelerator():
+        assert critic.score(np.zeros((3, 32, 32, 3), np.uint8), 1).shape == (3,)
+
+
+def test_a_label_mapping_without_layers():
+    """NVIDIA's converted critics project on the embedding of the label itself."""
+    network = Discriminator(DiscriminatorConfig(**SHAPE, c_dim=2, mapping_layers=0)).eval()
+    image, c = torch.randn(3, 3, 32, 32), torch.eye(2)[[0, 1, 1]]
+    embedded = network.mapping.embed(c)
+    embedded = embedded / embedded.square().mean(1, keepdim=True).sqrt()
+    logits = network.b4(*network._blocks(image, 8))
+    torch.testing.assert_close(network(image, c), (logits * embedded).sum(1, keepdim=True) / 32**0.5)
+    with pytest.raises(ValueError, match="between 1 and 64 layers"):
+        Config(**SHAPE, mapping_layers=0)

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,17 @@ def test_a_network_that_does_not_fit(capsys, tiny_model, monkeypatch):
 def test_every_way_of_saying_that_memory_ran_out(error):
     assert devices.is_out_of_memory(error)
     assert not devices.is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_float32_on_cuda_is_no_tf32(monkeypatch):
+    cudnn, matmul = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    assert devices.choose_precision("auto", torch.device("cuda")) == torch.float16
+    assert devices.choose_precision("float32", torch.device("cpu")) == torch.float32
+    assert cudnn.allow_tf32 and matmul.allow_tf32
+    assert devices.choose_precision("float32", torch.device("cuda")) == torch.float32
+    assert not cudnn.allow_tf32 and not matmul.allow_tf32
 
 
 def test_apple_and_others(capsys, tiny_model, monkeypatch):

@@ -215,3 +215,15 @@ def test_walks_within_a_class(tmp_path):
     for method, space in WAYS:
         first = next(Walker(sampler, Path((4, 5), 3, False, method, space))())
         assert np.array_equal(first.pixels, next(sampler([4])).pixels) and first.recipe["class_index"] == 2
+
+
+@pytest.mark.parametrize(("method", "space"), WAYS)
+def test_a_walk_may_end_where_it_begins(model, method, space):
+    frames = [sample.pixels for sample in interpolate(model, [1, 2, 1], 5, method=method, space=space)]
+    assert np.array_equal(frames[0], frames[4]) and not np.array_equal(frames[0], frames[2])
+
+
+def test_slerp_where_there_is_no_one_great_circle():
+    key = np.random.RandomState(3).randn(8)
+    for other in (key, 2 * key, -key):
+        assert np.allclose(slerp(np.stack([key, other]), False)(0, 0.25), 0.75 * key + 0.25 * other)

@@ -12,7 +12,7 @@ import torch
 from checkpoint_writers import dumps, golden_module, nvidia, rosinality, tensorflow
 from conftest import golden, load_tensors
 
-from tpdne_cli import installing, models, store
+from tpdne_cli import installing, models, seeds, store
 from tpdne_cli.cli import run
 from tpdne_cli.errors import CheckpointError, ModelNotFoundError, OutputError, SettingsError
 
@@ -54,6 +54,26 @@ def test_rosinality_without_a_mean_gets_the_mean_of_fixed_seeds(tmp_path):
     model = models.load(path)
     with torch.inference_mode():
         w = model.generator.mapping(torch.from_numpy(np.random.RandomState(1).randn(4000, model.config.z_dim)))[:, 0]
+    assert (w.mean(0) - model.generator.mapping.w_avg).abs().max() < 6 * w.std() / 4000**0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_conditional_pickle_without_a_mean_gets_that_of_all_classes(tmp_path, monkeypatch, threads):
+    """In one thread, whatever the number: its bits are those of the truncated images."""
+    seen, draw = set(), seeds.latents
+    monkeypatch.setattr(seeds, "latents", lambda *args: seen.add(torch.get_num_threads()) or draw(*args))
+    root = golden_module(golden("sg2_cond"))
+    del root.mapping._buffers["w_avg"]
+    (tmp_path / "x.pkl").write_bytes(dumps({"G_ema": root}, 4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model = models.load(tmp_path / "x.pkl")
+    assert torch.get_num_threads() == threads and seen == {1}
+    torch.set_num_threads(before)
+    classes = model.config.c_dim
+    z = torch.from_numpy(np.random.RandomState(1).randn(4000, model.config.z_dim))
+    with torch.inference_mode():
+        w = model.generator.mapping(z, torch.eye(classes)[torch.arange(4000) % classes])[:, 0]
     assert (w.mean(0) - model.generator.mapping.w_avg).abs().max() < 6 * w.std() / 4000**0.5
 
 
@@ -260,6 +280,11 @@ def test_shapes_are_checked_before_anything_is_built(tmp_path, tiny_model):
         ({"w_dim": 33}, "shape"),
         ({"colour": 1}, "does not know"),
         ({"channels": [1]}, "cannot be built"),
+        ({"conv_clamp": "x"}, "a conv_clamp that no generator has"),
+        ({"conv_clamp": True}, "a conv_clamp that no generator has"),
+        ({"use_noise": 1}, "a use_noise that no generator has"),
+        ({"architecture": None}, "an? architecture that no generator has"),
+        ({"resample_filter": 1.0}, "a resample_filter that no generator has"),
     ]:
         path = tmp_path / "x.safetensors"
         safetensors.write(path, "stylegan2", {**checkpoint.config, **change}, checkpoint.tensors, {})

@@ -178,3 +178,24 @@ def test_conditional_models_take_a_class(tmp_path):
     assert equal(first, pixels(conditional, [1], class_index=0))
     with pytest.raises(SettingsError, match=r"0\.\.2"):
         Settings(class_index=3).check(conditional)
+
+
+@pytest.mark.parametrize(("resolution", "expected"), [(16, 6), (64, 8)])
+def test_a_cutoff_of_the_makers_holds_for_every_psi(tmp_path, resolution, expected):
+    """StyleGAN1's, which its file names; an older recipe without one had all layers truncated."""
+    from tpdne_cli.networks.stylegan1 import Config, Generator
+    from tpdne_cli.remaking import Remaker
+
+    torch.manual_seed(0)
+    config = Config(resolution=resolution, z_dim=16, w_dim=16, mapping_layers=2, channel_base=256, channel_max=16)
+    path, about = tmp_path / "one.safetensors", {"truncation": 0.7, "truncation_cutoff": 8}
+    models.save(path, "stylegan1", config, Generator(config).state_dict(), about)
+    first = models.load(path)
+    for options in ({}, {"truncation": 0.5}):
+        (image,) = sample(first, [1], **options)
+        assert image.recipe["truncation_cutoff"] == expected
+        assert equal({1: image.pixels}, pixels(first, [1], truncation_cutoff=expected, **options))
+    (whole,) = sample(first, [1], 0.5, truncation_cutoff=first.generator.num_ws)
+    assert np.array_equal(whole.pixels, image.pixels) == (resolution == 16)
+    assert np.array_equal(Remaker(str(path), "cpu")(image.recipe), image.pixels)
+    assert np.array_equal(Remaker(str(path), "cpu")({**whole.recipe, "truncation_cutoff": None}), whole.pixels)

@@ -119,6 +119,22 @@ def test_neighbours_lie_around_their_seed(deep_model):
     assert torch.allclose(ws.mean(0) - self, drift, atol=0.15 * float((ws - self).norm(dim=1).mean()))
 
 
+def test_neighbours_stay_in_their_class(tmp_path):
+    """Wherever the average of all classes lies, the mean of many steps is no step; and steps have their usual size."""
+    torch.manual_seed(2)
+    shape = {"mapping_layers": 2, "channel_base": 128, "channel_max": 16}
+    config = Config(resolution=16, z_dim=16, w_dim=16, c_dim=3, **shape)
+    network = Generator(config)
+    network.mapping.w_avg.fill_(5)
+    models.save(tmp_path / "m.safetensors", "stylegan2", config, network.state_dict(), {})
+    sampler = Sampler(models.load(tmp_path / "m.safetensors"), Settings(0.7, class_index=2))
+    with torch.inference_mode():
+        steps = Varier(sampler, 0.5)._map([Neighbour(8, index) for index in range(1, 401)]) - sampler.map([8])
+        others = sampler.map(list(range(400)))
+    assert steps.mean(0).norm(dim=1).max() < 0.15 * steps.norm(dim=2).mean()
+    torch.testing.assert_close(steps.std(0).mean(), 0.5 * others.std(0).mean(), rtol=0.1, atol=0)
+
+
 def test_fine_neighbours_keep_the_other_layers(deep_model):
     varier = Varier(Sampler(deep_model), fine=True)
     with torch.inference_mode():

@@ -95,6 +95,7 @@ class Critic:
         """
         from tpdne_cli import devices, models
         from tpdne_cli.checkpoints import safetensors
+        from tpdne_cli.networks.ops import prepare
 
         path = path_of(model)
         if not path.is_file():
@@ -112,7 +113,8 @@ class Critic:
         network.get_submodule("b4").group = 1  # type: ignore[assignment]
         typical = _typical(usual, beside, network.config, path)
         quantiles, at = _quantiles(header.meta, path)
-        return cls(path, network.to(devices.choose(device)), quantiles, typical, model.truncation, at)
+        network = prepare(network.to(devices.choose(device)))  # what was folded lies on the old device
+        return cls(path, network, quantiles, typical, model.truncation, at)
 
     def score(self, pixels: Pixels, class_index: int | None = None) -> Scores:
         """Scores [N], higher for what looks more real, of uint8 [N, H, W, C].

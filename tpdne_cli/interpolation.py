@@ -121,13 +121,19 @@ def linear(keys: Array, loop: bool) -> Curve:  # noqa: ARG001 (a leg does not mi
     return lambda leg, t: (1 - t) * keys[leg] + t * keys[(leg + 1) % len(keys)]
 
 
-def slerp(keys: Array, loop: bool) -> Curve:  # noqa: ARG001
-    """Great circles, the radius changing evenly from one key's to the next one's (Shoemake 1985). keys: [K, z_dim]"""
+def slerp(keys: Array, loop: bool) -> Curve:
+    """Great circles, the radius changing evenly from one key's to the next one's (Shoemake 1985). keys: [K, z_dim]
+
+    Straight lines where there is no one great circle.
+    """
+    straight = linear(keys, loop)
 
     def point(leg: int, t: float) -> Array:
         a, b = keys[leg], keys[(leg + 1) % len(keys)]
         radius_a, radius_b = math.sqrt(float((a * a).sum())), math.sqrt(float((b * b).sum()))
         angle = math.acos(min(max(float((a * b).sum()) / (radius_a * radius_b), -1.0), 1.0))
+        if math.sin(angle) < 1e-6:  # one direction (a path's last key may be its first), or opposite ones
+            return straight(leg, t)
         radius = (1 - t) * radius_a + t * radius_b
         share_a, share_b = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
         mixed: Array = share_a * (radius / radius_a) * a + share_b * (radius / radius_b) * b

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from tpdne_cli import devices, store
 from tpdne_cli.errors import AGAIN, CheckpointError, ModelNotFoundError
@@ -201,11 +201,11 @@ def _open(path: Path) -> tuple[str, dict[str, Any], Mapping[str, Any], dict[str,
 
 
 def with_mean_w(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
-    """A checkpoint's tensors with a truncation centre: where it has none, the mean w of the seeds 0 to 9,999."""
-    import numpy as np
-    import torch
+    """A checkpoint's tensors with a truncation centre: where it has none, the mean w of the seeds 0 to 9,999.
 
-    from tpdne_cli.seeds import latents
+    Where there are classes, the seeds take them in turn.
+    """
+    import numpy as np
 
     tensors = checkpoint.tensors
     if "mapping.w_avg" in tensors or not tensors:
@@ -213,15 +213,32 @@ def with_mean_w(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     tensors["mapping.w_avg"] = np.zeros(int(checkpoint.config.get("w_dim", 512)), np.float32)
     shapes = {name: array.shape for name, array in tensors.items()}
     check_shapes(blueprint(checkpoint.arch, checkpoint.config, source), shapes, source)
-    generator: Any = build(checkpoint.arch, checkpoint.config, tensors, source)
-    z_dim, parts = generator.config.z_dim, range(0, LATENTS_FOR_MEAN, LATENTS_FOR_MEAN // 10)
-    with torch.enable_grad():  # matrix products instead of the row-by-row sums that generation needs
-        means = []
-        for first in parts:
-            z = torch.from_numpy(latents(range(first, first + parts.step), z_dim).astype(np.float32))
-            means.append(generator.mapping(z)[:, 0].detach().double().mean(0))
-    tensors["mapping.w_avg"] = torch.stack(means).mean(0).float().numpy()
+    tensors["mapping.w_avg"] = _mean_w(build(checkpoint.arch, checkpoint.config, tensors, source))
     return tensors
+
+
+def _mean_w(generator: Any) -> Any:
+    """float32 [w_dim], in matrix products instead of the row-by-row sums that generation needs."""
+    import numpy as np
+    import torch
+
+    from tpdne_cli.seeds import latents
+
+    z_dim, c_dim, step = generator.config.z_dim, generator.config.c_dim, LATENTS_FOR_MEAN // 10
+    means, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # several may sum in another order
+    try:
+        with torch.enable_grad():
+            for first in range(0, LATENTS_FOR_MEAN, step):
+                z = torch.from_numpy(latents(range(first, first + step), z_dim).astype(np.float32))
+                c = None
+                if c_dim:
+                    c = torch.zeros(step, c_dim)
+                    c[torch.arange(step), torch.arange(first, first + step) % c_dim] = 1
+                means.append(generator.mapping(z, c)[:, 0].detach().double().mean(0))
+        return torch.stack(means).mean(0).float().numpy()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
@@ -229,11 +246,11 @@ def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
     import torch
 
     generator, config_type = _network(arch, source)
-    known = {f.name for f in dataclasses.fields(config_type)}
-    if unknown := sorted(set(config) - known):
+    kinds = get_type_hints(config_type)
+    if unknown := sorted(set(config) - {f.name for f in dataclasses.fields(config_type)}):
         raise CheckpointError(f"{source} asks for {', '.join(unknown)}, which this tpdne does not know: upgrade it.")
     for key, value in config.items():
-        _check_setting(key, value, source)
+        _check_setting(key, value, kinds[key], source)
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         with torch.device("meta"):
@@ -244,13 +261,25 @@ def blueprint(arch: str, config: Mapping[str, Any], source: str) -> nn.Module:
     return network
 
 
-def _check_setting(key: str, value: Any, source: str) -> None:
-    """Refuse what takes for ever to be built, or all memory: a description is as long as its writer likes."""
+def _check_setting(key: str, value: Any, kind: Any, source: str) -> None:
+    """Refuse what fails at the first image, takes for ever to be built, or all memory: anybody can describe networks.
+
+    kind: the type of the Config's field.
+    """
     numbers = value if isinstance(value, list) else [value]
     limit = SETTING_LIMITS.get(key, 2**24)
-    small = all(type(n) in (bool, int, float, str, type(None)) for n in numbers) and len(numbers) <= 64
-    if not small or any(isinstance(n, int | float) and not abs(n) <= limit for n in numbers):
+    good = len(numbers) <= 64 and _is_of(value, kind)
+    if not good or any(isinstance(n, int | float) and not abs(n) <= limit for n in numbers):
         raise CheckpointError(f"{source} describes a network with a {key} that no generator has.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a type: lists serve for tuples, whole numbers for fractions."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
+    if get_args(kind):
+        return any(_is_of(value, part) for part in get_args(kind))
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _network(arch: str, source: str) -> tuple[Any, Any]:

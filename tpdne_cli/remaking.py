@@ -87,8 +87,10 @@ class Remaker:
         return TOLERANCE[str(precision)]
 
     def sampler(self, recipe: Mapping[str, Any]) -> Sampler:
-        model = self.model(recipe)
-        values = [recipe[name] for name in ("truncation", "truncation_cutoff", "noise", "class_index")]
+        model, cutoff = self.model(recipe), recipe["truncation_cutoff"]
+        if cutoff is None and model.truncation_cutoff is not None:
+            cutoff = model.generator.num_ws  # in a recipe none means all layers, not the model's choice
+        values = [recipe["truncation"], cutoff, recipe["noise"], recipe["class_index"]]
         values += [recipe.get("rotate", 0.0), tuple(recipe.get("translate", (0.0, 0.0)))]
         values += [tuple(recipe.get("attributes", {}).items())]
         key = (model.sha256, *values, recipe["precision"])

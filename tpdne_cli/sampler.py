@@ -34,10 +34,10 @@ class Settings:
     """What, beside model and seed, decides what an image shows.
 
     truncation: psi, 1 as trained, 0 the average face; None: the model's own choice. truncation_cutoff: number of
-    style layers it applies to, None: all. noise: 'const' (the model's own), 'random' (drawn from the seed) or 'none'.
-    class_index: for conditional models; None: class 0. rotate (degrees) and translate (x, y in image widths): of the
-    whole scene, for StyleGAN3, which continues beyond the frame. attributes: (name, amount) of each step along one of
-    the model's named directions, taken after truncation.
+    style layers it applies to; None: the model's own choice, mostly all. noise: 'const' (the model's own), 'random'
+    (drawn from the seed) or 'none'. class_index: for conditional models; None: class 0. rotate (degrees) and translate
+    (x, y in image widths): of the whole scene, for StyleGAN3, which continues beyond the frame. attributes: (name,
+    amount) of each step along one of the model's named directions, taken after truncation.
     """
 
     truncation: float | None = None
@@ -67,8 +67,8 @@ class Settings:
             raise SettingsError(f"The truncation {psi} is not a number: 0 gives the average image, 1 the full variety.")
         num_ws = model.generator.num_ws
         cutoff = self.truncation_cutoff
-        if self.truncation is None and cutoff is None:  # a cutoff of the model's makers belongs to their psi
-            cutoff = model.truncation_cutoff
+        if cutoff is None and model.truncation_cutoff is not None:
+            cutoff = min(model.truncation_cutoff, num_ws)  # that of a large model may stand in a small one's file
         if cutoff is not None and not 0 <= cutoff <= num_ws:
             raise SettingsError(f"The truncation cutoff {cutoff} is outside 0..{num_ws}, {model.name}'s layers.")
         if self.noise not in NOISE_MODES:

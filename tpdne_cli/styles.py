@@ -5,6 +5,7 @@ An image is steered by one w per layer: the first ones decide pose, shape and ha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class Mixer:
 class Varier:
     """Makes neighbours: a step in W of `strength` times what tells another image, drawn for each, from the average.
 
-    Their average is the seed's own image. fine: keep the w and take the other's fine layers (8 on) as they are.
+    Their average is the seed's own image. Within a class it is what tells two images from each other, over sqrt(2):
+    the model's average lies between the classes. fine: keep the w and take the other's fine layers (8 on) as they are.
     Raises SettingsError for a strength that is not one, and for `fine` where the model has no such layers.
     """
 
@@ -119,13 +121,18 @@ class Varier:
 
     def _map(self, batch: list[Neighbour]) -> torch.Tensor:
         ws = self.sampler.map([neighbour.seed for neighbour in batch]).clone()
-        drawn = [random_state(n.seed, f"neighbour {n.index}").randn(self.sampler.model.config.z_dim) for n in batch]
-        others = self.sampler.map_latents(np.stack(drawn))
+        z_dim = self.sampler.model.config.z_dim
+        drawn = np.stack([random_state(n.seed, f"neighbour {n.index}").randn(2, z_dim) for n in batch])
+        others = self.sampler.map_latents(drawn[:, 0])
+        if self.sampler.settings.class_index is None:
+            steps = others - self.sampler.generator.mapping.w_avg
+        else:
+            steps = (others - self.sampler.map_latents(drawn[:, 1])) / math.sqrt(2)
         for row, neighbour in enumerate(batch):
             if neighbour.index and self.fine:
                 ws[row, self.layers] = others[row, self.layers]
             elif neighbour.index:
-                ws[row] += self.strength * (others[row] - self.sampler.generator.mapping.w_avg)
+                ws[row] += self.strength * steps[row]
         return ws
 
 

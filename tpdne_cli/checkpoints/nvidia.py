@@ -19,7 +19,7 @@ from tpdne_cli.checkpoints.shapes import (
     expect,
     finite,
     generator_config,
-    mapping_config,
+    latent_mapping_config,
     shape_of,
 )
 from tpdne_cli.checkpoints.storage import Array, Tensor, new_dict
@@ -186,7 +186,7 @@ def stylegan3_config(network: Network) -> dict[str, Any]:
         raise CheckpointError(f"not a complete generator: its layers are numbered {sorted(layers)[:20]}; {AGAIN}.")
     first, last = layers[0], layers[len(layers) - 1]
     lr, clamp = check_layers(network)
-    config = mapping_config(tensors, shape_of(tensors, first + ".affine.weight", 2)[1])
+    config = latent_mapping_config(tensors, shape_of(tensors, first + ".affine.weight", 2)[1])
     if config.pop("mapping_features") != config["w_dim"] or config.pop("embed_features") not in (None, config["w_dim"]):
         raise CheckpointError("not supported: a StyleGAN3 mapping network with hidden layers of another width.")
     config |= {

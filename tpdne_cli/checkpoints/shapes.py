@@ -64,6 +64,8 @@ def taps(tensors: Tensors, name: str) -> list[float]:
     if not 0 < size <= 64 * 64 or tensors[name].ndim not in (1, 2):
         raise CheckpointError(f"wrong shape: {name} is no resampling filter; {AGAIN}.")
     kernel = tensors[name].astype(np.float64)
+    if not np.isfinite(kernel).all():
+        raise CheckpointError(f"damaged: {name} holds values that are not numbers (NaN or infinity); {AGAIN}.")
     line = kernel.sum(1) if kernel.ndim == 2 else kernel
     whole = np.outer(line, line) if kernel.ndim == 2 else line
     smallest = np.abs(line[line != 0]).min(initial=1.0)
@@ -103,6 +105,14 @@ def mapping_config(tensors: Tensors, w_dim: int) -> dict[str, Any]:
     }
 
 
+def latent_mapping_config(tensors: Tensors, w_dim: int) -> dict[str, Any]:
+    """mapping_config of a generator, which maps a z; a discriminator maps a label alone."""
+    config = mapping_config(tensors, w_dim)
+    if config["z_dim"] < 1:
+        raise CheckpointError("not supported: a generator whose mapping network takes no z.")
+    return config
+
+
 def _expect_square(tensors: Tensors, name: str) -> None:
     """Forks begin with 4x6 or the like; NVIDIA's cars of 512x384 lie between black bars in a square."""
     _, height, width = shape_of(tensors, name, 3)
@@ -129,9 +139,7 @@ def generator_config(tensors: Tensors, lr_multiplier: float, conv_clamp: float |
             if noisy:
                 expect(tensors, f"{block}.{conv}.noise_const", size, size)
         channels.append(width)
-    config = mapping_config(tensors, w_dim)
-    if config["z_dim"] < 1:
-        raise CheckpointError("not supported: a generator whose mapping network takes no z.")
+    config = latent_mapping_config(tensors, w_dim)
     torgb = f"synthesis.b{sizes[-1]}.torgb.weight"
     colours = shape_of(tensors, torgb, 4)[0]
     expect(tensors, torgb, colours, channels[-1], 1, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class DiscriminatorConfig(Channels):
     mbstd_channels: int = 1
     cmap_dim: int | None = None  # width of the label projection; None: that of the last layer
     mapping_layers: int = 8
+
+    LEAST_MAPPING: ClassVar[int] = 0  # NVIDIA's converted ones project on the label's embedding itself
 
     @property
     def features(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,14 +57,16 @@ class Channels:
     channel_max: int = 512
     channels: tuple[int, ...] | None = None
 
+    LEAST_MAPPING: ClassVar[int] = 1  # layers
+
     def __post_init__(self) -> None:
         """Refuse what no network can be: descriptions come out of files that anybody may have written."""
         if self.resolution not in (4 << i for i in range(1, 12)):
             raise ValueError(f"resolution {self.resolution} is not a power of two from 8 to 8192")
         if self.channels is not None and len(self.channels) != len(resolutions(self.resolution)):
             raise ValueError(f"{len(self.channels)} channel counts for {len(resolutions(self.resolution))} resolutions")
-        if not 0 < getattr(self, "mapping_layers", 8) <= 64:
-            raise ValueError("the mapping network has between 1 and 64 layers")
+        if not self.LEAST_MAPPING <= getattr(self, "mapping_layers", 8) <= 64:
+            raise ValueError(f"the mapping network has between {self.LEAST_MAPPING} and 64 layers")
 
     def width(self, resolution: int) -> int:
         if self.channels is not None:

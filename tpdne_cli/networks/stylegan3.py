@@ -202,8 +202,8 @@ class SynthesisInput(nn.Module):
         grid = torch.stack([at.expand(self.size, -1), at[:, None].expand(-1, self.size)], 2)  # [H, W, (x, y)]
         x = grid @ freqs.transpose(1, 2)[:, None] + phases[:, None, None]  # [N, H, W, C]
         x = torch.sin(x * (2 * math.pi)) * amplitudes[:, None, None]
-        mixed: Tensor = x @ (self.weight / math.sqrt(len(self.weight))).t()
-        return mixed.permute(0, 3, 1, 2)
+        # As a convolution, not as one large product: see Winograd.tiles.
+        return conv2d(x.permute(0, 3, 1, 2), (self.weight / math.sqrt(len(self.weight)))[:, :, None, None])
 
 
 @dataclass

@@ -85,8 +85,7 @@ def steps(w: Array, measures: Array) -> tuple[Array, Array]:
     rest = y[~kept] - x[~kept] @ _regression(x[kept], y[kept])
     told = 1 - rest.var(0) / y[~kept].var(0)
     b, covariance = _regression(x, y), np.cov(x.T)
-    found: Array = np.linalg.solve(b.T @ covariance @ b, b.T @ covariance)
-    return found, told
+    return np.linalg.solve(b.T @ covariance @ b, b.T @ covariance).astype(np.float64), told
 
 
 def _regression(x: Array, y: Array) -> Array:  # [N, D], [N, K] -> [D, K]
