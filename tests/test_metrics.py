@@ -255,7 +255,8 @@ def test_precision_and_recall_compare_sets_of_one_size(tmp_path):
     random = torch.Generator().manual_seed(0)
     photographs = evaluate.Photographs(tmp_path, features.FeatureNet().eval(), tmp_path / "unused")
     photographs.features, fake = torch.randn(120, 4, generator=random), torch.randn(90, 4, generator=random)
-    report = evaluate.distances(fake, photographs, photographs.some(90))
+    real = photographs.features
+    report = evaluate.distances(fake, real, real[photographs.some(90)])
     expected = metrics.precision_recall(photographs.features[photographs.some(60)], fake[:60])
     assert (report["precision"], report["recall"]) == pytest.approx(expected, abs=1e-4)
 

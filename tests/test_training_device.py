@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tpdne_cli import devices
 from tpdne_cli.training import checkpoint, growth
@@ -75,21 +75,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(devices, "choose", lambda _: META)
 
     def save(run_dir: Path, state: dict[str, Any]) -> Path:
-        kept = on_cpu(state)
-        torch.save(kept, run_dir / checkpoint.LATEST)
+        torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, state), run_dir / checkpoint.LATEST)
         return run_dir / checkpoint.LATEST
 
     monkeypatch.setattr(checkpoint, "save", save)
     return lambda state=None, **changes: Run(dataclasses.replace(config, **changes), state)
-
-
-def on_cpu(value: Any) -> Any:
-    """A checkpoint's tensors, fetched."""
-    if isinstance(value, dict):
-        return {k: on_cpu(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [on_cpu(v) for v in value]
-    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("augment", ["diffaugment", "ada", "none"])

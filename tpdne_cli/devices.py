@@ -153,8 +153,8 @@ def place(generator: Any, device: torch.device, precision: torch.dtype) -> Any:
 
     import torch
 
-    is_hollow = any(parameter.is_meta for parameter in generator.parameters())
-    if not is_hollow and (device.type != "cpu" or precision != torch.float32):
+    elsewhere = device.type != "cpu" or precision != torch.float32
+    if elsewhere and not any(parameter.is_meta for parameter in generator.parameters()):
         try:
             generator = copy.deepcopy(generator).to(device)
             generator.synthesis.set_precision(precision)

@@ -103,13 +103,13 @@ def draw(model: models.Model, psi: float, count: int, precision: str, network: f
     return Batch(pictures, features.extract(network, pictures), scores)
 
 
-def distances(fake: Tensor, photographs: Photographs, peers: Tensor) -> dict[str, float]:
-    """Frechet distance of features to all photographs and their mirror images; precision and recall against `peers`.
+def distances(fake: Tensor, photographs: Tensor, peers: Tensor) -> dict[str, float]:
+    """Of features: Frechet distance to photographs and their mirror images; precision and recall against `peers`.
 
     Of these and the images as many as there are of both, since the sizes of the sets move both shares.
     """
-    frechet = metrics.frechet_distance(metrics.moments(fake), metrics.moments(photographs.features))
-    precision, recall = metrics.precision_recall(photographs.features[peers[: len(fake)]], fake[: len(peers)])
+    frechet = metrics.frechet_distance(metrics.moments(fake), metrics.moments(photographs))
+    precision, recall = metrics.precision_recall(peers[: len(fake)], fake[: len(peers)])
     return {"frechet": round(frechet, 3), "precision": round(precision, 4), "recall": round(recall, 4)}
 
 
@@ -208,7 +208,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """All measures of one generator at one truncation; sheets into a folder where one is given."""
     batch = draw(model, psi, count, precision, photographs.network)
-    report: dict[str, Any] = distances(batch.features, photographs, photographs.some(count))
+    real = photographs.features
+    report: dict[str, Any] = distances(batch.features, real, real[photographs.some(count)])
     report["balance"] = balance(batch.features, photographs.network)
     confidence = None
     if python:
@@ -229,17 +230,14 @@ def floor(photographs: Photographs, count: int, python: str) -> dict[str, Any]:
 
     They are measured against the others only: no generator's images lie in the data either.
     """
-    number = len(photographs.features) // 2
+    real = photographs.features
+    number = len(real) // 2
     size = min(count, number // 2)
     own, peers = torch.split(photographs.some(2 * size), size)
     others = torch.ones(number, dtype=torch.bool)
     others[own] = False
-    rest = metrics.moments(photographs.features[others.repeat(2)])
-    frechet = metrics.frechet_distance(metrics.moments(photographs.features[own]), rest)
-    precision, recall = metrics.precision_recall(photographs.features[peers], photographs.features[own])
-    report: dict[str, Any] = {"images": size, "frechet": round(frechet, 3)}
-    report |= {"precision": round(precision, 4), "recall": round(recall, 4)}
-    report["balance"] = balance(photographs.features, photographs.network)
+    report: dict[str, Any] = {"images": size, **distances(real[own], real[others.repeat(2)], real[peers])}
+    report["balance"] = balance(real, photographs.network)
     if python:
         report["detection"], _ = detection(photographs.pictures[photographs.some(PHOTOGRAPHS_SEEN)], python)
     return report

@@ -315,7 +315,6 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> None:
         self.counters = Counters(**state["counters"])
         self.counters.first = self.counters.first or self.stages[0].resolution  # older checkpoints do not say
-        self._cut_log()
         resolution = state["generator_config"]["resolution"]
         stages = {stage.resolution: index for index, stage in enumerate(self.stages)}
         if resolution not in stages:
@@ -343,6 +342,7 @@ class Run:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self._cut_log()
 
     def _cut_log(self) -> None:
         """Forget what a run that was killed had logged behind its checkpoint: those images come again."""
