@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from running import start
 
-from tpdne_cli import models
+from tpdne_cli import devices, models
 from tpdne_cli.errors import CheckpointError, DeviceError, TrainingError
 from tpdne_cli.networks.ops import downsample2d, setup_filter, upsample2d
 from tpdne_cli.training import checkpoint, data, growth, losses, precision
@@ -112,6 +112,16 @@ def test_transparency_becomes_white_and_grey_becomes_colour(tmp_path: Path) -> N
     assert (found[0] == 255).all() and (found[1] == 7).all()
 
 
+def test_photographs_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # the left half is bright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    (found,) = data.load_images(tmp_path, 16)
+    assert (found[:, :8] == 255).all() and (found[:, 8:] == 0).all(), "the upper half is bright"
+
+
 def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
@@ -182,6 +192,52 @@ def test_r1_is_the_squared_gradient_and_can_be_derived_again() -> None:
 
 
 # --- augmentation
+
+
+def test_r1_convolves_with_no_kernel_as_large_as_an_image() -> None:
+    """As autograd would, which is slow, and wrong in bfloat16 on some processors; its gradient is the same."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Kernels(TorchDispatchMode):
+        seen: list[int] = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                self.seen.append(max(args[1].shape[2:]))
+            return func(*args, **(kwargs or {}))
+
+    critic = nets(32).discriminator
+    reals = torch.rand(4, 3, 32, 32)
+    with Kernels() as kernels:
+        losses.r1_penalty(critic, reals).backward()
+    assert kernels.seen and max(kernels.seen) <= 4
+    image = reals.clone().requires_grad_(True)  # the same by autograd's own way
+    (gradient,) = torch.autograd.grad(critic(image).sum(), image, create_graph=True)
+    learning = [p for p in critic.parameters() if p.grad is not None]
+    found = torch.autograd.grad(gradient.square().sum(dim=(1, 2, 3)).mean(), learning, allow_unused=True)
+    for parameter, wanted in zip(learning, found, strict=True):
+        if wanted is not None:
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-7)
+        else:
+            assert not parameter.grad.any()
+
+
+@pytest.mark.skipif(not devices.bfloat16_survives(), reason="no bfloat16 on this processor")
+@pytest.mark.parametrize("batch", [4, 8])
+def test_r1_in_bfloat16_points_where_that_in_float32_does(batch: int) -> None:
+    config = TrainConfig(data="", run_dir="", schedule="64", channel_base=2048, channel_max=64)
+    torch.manual_seed(0)
+    critic = growth.build(config, 64).discriminator.to(memory_format=torch.channels_last)
+    reals = torch.rand(batch, 3, 64, 64).contiguous(memory_format=torch.channels_last) * 2 - 1
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        critic.set_precision(dtype)
+        critic.zero_grad()
+        losses.r1_penalty(critic, reals).backward()
+        found.append({name: p.grad.flatten() for name, p in critic.named_parameters() if p.grad is not None})
+    for name in found[0]:
+        if name.endswith("weight"):
+            assert F.cosine_similarity(found[0][name], found[1][name], dim=0) > 0.98, name
 
 
 def test_augmentation_of_no_strength_changes_nothing() -> None:
@@ -323,6 +379,21 @@ def test_a_schedule() -> None:
 
 
 # --- checkpoints
+
+
+def test_a_checkpoint_reaches_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        original = getattr(owner, name)
+
+        def spy(*arguments, original=original, name=name):
+            order.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, spy)
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    assert order == ["fsync", "replace", "fsync", "fsync", "replace", "replace", "fsync"], "at last the folder's"
 
 
 def test_the_checkpoint_before_is_kept_and_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
@@ -494,6 +565,52 @@ def test_a_step_follows_the_gradients_of_both_losses_and_no_others(tmp_path: Pat
     for name, network in (("critic", critic), ("generator", generator)):
         for (tensor, parameter), gradient in zip(network.named_parameters(), wanted[name], strict=True):
             torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, t=tensor: f"{t}: {m}")
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_mirroring_turns_left_to_right_and_nothing_else(tmp_path: Path, pictures: Path, mirror: bool) -> None:
+    run = Run(tiny(pictures, tmp_path / "run", batch=8, mirror=mirror), None)
+    originals, seen = data.to_float(run.pictures), set()
+    for _ in range(4):
+        for real in run._next_reals():
+            for x in originals:
+                ways = {"as it is": x, "mirrored": x.flip(2), "upside down": x.flip(1)}
+                seen |= {way for way, turned in ways.items() if torch.equal(real, turned)}
+    assert seen == ({"as it is", "mirrored"} if mirror else {"as it is"})
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_styles_are_mixed_from_some_layer_on(tmp_path: Path, pictures: Path, share: float) -> None:
+    run, seen = Run(tiny(pictures, tmp_path / "run", batch=8, style_mixing=share), None), []
+    synthesis = run._synthesis
+    run._synthesis = lambda ws, noise: seen.append(ws.detach()) or synthesis(ws, noise=noise)
+    for _ in range(4):
+        run._generate()
+    changes = (torch.cat(seen).diff(dim=1).abs().amax(2) > 0).sum(1)  # between one layer and the next
+    assert (changes == int(share)).all(), "one crossover in each image, or none"
+
+
+@pytest.mark.parametrize("gamma", [3.0, None])
+def test_the_lazy_penalty_weighs_as_much_as_one_in_every_step(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, gamma: float | None
+) -> None:
+    """Section B of 1912.04958, for the gradient and for Adam."""
+    run = Run(tiny(pictures, tmp_path / "run", augment="none", r1_every=4, gamma=gamma), None)
+    assert losses.default_gamma(128, 16) == pytest.approx(0.2048)  # what --help and the recipe of ADA say
+    reals, critic = torch.rand(4, 3, 16, 16) * 2 - 1, run.nets.discriminator
+    weight = (losses.default_gamma(16, 4) if gamma is None else gamma) / 2 * 4
+    wanted = torch.autograd.grad(
+        losses.r1_penalty(critic, reals) * weight, list(critic.parameters()), allow_unused=True
+    )
+    monkeypatch.setattr(Run, "_apply", staticmethod(lambda _: None))
+    run._step_r1(reals)
+    for parameter, gradient in zip(critic.parameters(), wanted, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient)
+    (group,) = run.d_optimizer.param_groups
+    assert (group["lr"], group["betas"]) == (pytest.approx(0.0025 * 4 / 5), (0.0, pytest.approx(0.99 ** (4 / 5))))
+    (group,) = run.g_optimizer.param_groups
+    assert (group["lr"], group["betas"]) == (0.0025, (0.0, 0.99))
 
 
 def test_a_generator_that_comes_without_its_critic(tmp_path: Path, pictures: Path) -> None:
@@ -696,6 +813,34 @@ def test_the_command_trains_exports_and_goes_on(
     assert run(["models", "import", "mine.safetensors", "--name", "mine", "--licence", "mine"]) == 0
     assert run([*again, "--from", "mine", "--resolution", "16"]) == 0, "an installed name"
     assert models.load("other.safetensors").info["images_before"] == 16
+
+
+def test_every_option_is_in_the_settings_of_the_run(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpdne_cli.cli import run
+    from tpdne_cli.training import loop
+
+    given = {
+        "images": 8, "schedule": "8:4,16", "augment": "ada", "augment_strength": 0.5, "mirror": False, "batch": 4,
+        "channel_base": 64, "learning_rate": 0.001, "gamma": 2.5, "ema_images": 77, "seed": 5, "threads": 1,
+        "checkpoint_seconds": 9.0, "device": "cpu", "precision": "float32", "compile": False,
+    }  # fmt: skip
+    words = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        words += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+    heard = []
+
+    def stop(config, *_):
+        heard.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stop)
+    output = ["-o", str(tmp_path / "m.safetensors"), "--run", str(tmp_path / "r")]
+    assert run(["train", str(pictures), *output, *words]) == 130
+    assert {name: getattr(heard[0], name) for name in given} == given
+    assert (heard[0].data, heard[0].run_dir) == (str(pictures), str(tmp_path / "r"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to no process there")

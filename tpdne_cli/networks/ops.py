@@ -7,7 +7,8 @@ any batch: the dense layers go row by row (`linear`), the convolutions share one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,10 +86,9 @@ def upfirdn2d(
         f = (f * gain ** (f.ndim / 2)).to(x.dtype)
         f = f if flip_filter else f.flip(list(range(f.ndim)))
         if f.ndim == 2:
-            x = F.conv2d(x, f.expand(c, 1, -1, -1), groups=c)
-        else:
-            x = F.conv2d(x, f.reshape(1, 1, -1, 1).expand(c, -1, -1, -1), groups=c)
-            x = F.conv2d(x, f.reshape(1, 1, 1, -1).expand(c, -1, -1, -1), groups=c)
+            return F.conv2d(x, f.expand(c, 1, -1, -1), groups=c, stride=(downy, downx))
+        x = F.conv2d(x, f.reshape(1, 1, -1, 1).expand(c, -1, -1, -1), groups=c, stride=(downy, 1))
+        return F.conv2d(x, f.reshape(1, 1, 1, -1).expand(c, -1, -1, -1), groups=c, stride=(1, downx))
     elif gain != 1:
         x = x * gain
     return x[:, :, ::downy, ::downx]
@@ -191,10 +191,52 @@ def is_lone(x: Tensor) -> bool:
 def conv2d(x: Tensor, w: Tensor, b: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """F.conv2d of x [N, I, H, W] with w [O, I, k, k], b [O]; a row's bits are the same in every batch."""
     if torch.is_grad_enabled():
+        if _derived_twice:
+            y: Tensor = _Conv2d.apply(x, w, b, stride, padding)  # type: ignore[no-untyped-call]
+            return y
         return F.conv2d(x, w, b, stride=stride, padding=padding)
     dilation = 2 if w.shape[2:] == (1, 1) else 1
     y = F.conv2d(torch.cat([x, x]) if is_lone(x) else x, w, b, stride=stride, padding=padding, dilation=dilation)
     return y[: len(x)]
+
+
+_derived_twice = False
+
+
+@contextmanager
+def derived_twice() -> Iterator[None]:
+    """What is computed herein, its gradient by the image is derived once more: R1 in training."""
+    global _derived_twice
+    before, _derived_twice = _derived_twice, True
+    try:
+        yield
+    finally:
+        _derived_twice = before
+
+
+class _Conv2d(torch.autograd.Function):
+    """conv2d with a gradient by the image that can itself be derived by the weights.
+
+    Left to itself, autograd derives it by convolutions whose kernels are whole feature maps: half as long again, and in
+    bfloat16 on processors with AMX wrong without a word for fewer than 16 images.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.settings = stride, padding, b is not None
+        return F.conv2d(x, w, b, stride=stride, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        (x, w), (stride, padding, has_bias) = ctx.saved_tensors, ctx.settings
+        if torch.is_grad_enabled():  # the derivative that is derived again, by the image alone
+            rest = [x.shape[i] - ((grad.shape[i] - 1) * stride - 2 * padding + w.shape[i]) for i in (2, 3)]
+            gx = F.conv_transpose2d(grad, w, stride=stride, padding=padding, output_padding=rest)
+            return gx, None, None, None, None
+        bias, shape = [len(w)] if has_bias else None, ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+        gx, gw, gb = torch.ops.aten.convolution_backward(grad, x, w, bias, *shape, ctx.needs_input_grad[:3])
+        return gx, gw, gb, None, None
 
 
 def conv_transpose2d(x: Tensor, w: Tensor, stride: int) -> Tensor:

@@ -107,7 +107,7 @@ def find(
     measured = measure(pixels, network, python)
     table = np.stack(list(measured.values()), 1)
     with torch.inference_mode():
-        w = sampler.map(list(range(images)))[:, 0].double().cpu().numpy()
+        w = sampler.map(list(range(images)))[:, 0].cpu().double().numpy()
     whole = np.isfinite(table).all(1)
     found, told = steps(w[whole], table[whole])
     entries = {
