@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from running import ENVIRONMENT, files, shell, start
 
+from tpdne_cli import metadata
 from tpdne_cli.cli import COMMANDS, run
 
 
@@ -82,6 +83,27 @@ def test_the_recipe_in_a_file_makes_it_again(cli, tmp_path):
     _, (again,), _ = cli("--seed", recipe["seed"], "--truncation", recipe["truncation"], "--noise", recipe["noise"],
                          "-o", "again")  # fmt: skip
     assert Path(path).read_bytes() == Path(again).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--truncation", "0.3"], {"truncation": 0.3}),
+        (["--truncation-cutoff", "2"], {"truncation_cutoff": 2}),
+        (["--noise", "random"], {"noise": "random"}),
+        (["--noise", "none"], {"noise": "none"}),
+        (["--precision", "float16"], {"precision": "float16"}),
+        (["--attr", "smile=1"], {"attributes": {"smile": 1.0}}),
+        (["--format", "jpg", "--quality", "40"], {"format": "jpg", "quality": 40}),
+        (["--format", "webp", "--quality", "100", "--size", "20"], {"format": "webp", "quality": 100, "width": 20}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_option_is_in_the_file_that_it_made(cli, options, said):
+    code, (path,), err = cli("--seed", "1", *options)
+    assert code == 0, err
+    marks = metadata.read_marks(path)
+    assert said.items() <= {**marks.recipe, **marks.image}.items()
 
 
 def test_no_metadata_leaves_nothing_behind(cli):
@@ -350,3 +372,38 @@ def test_nothing_asks_the_network(tmp_path, monkeypatch, capsys):
     for words in (["faces", "--seed", "1"], ["cats", "--seed", "1"], ["inspect", "--verify", "."], ["models", "list"]):
         assert run(words) == 0, capsys.readouterr().err
     assert asked == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def seen(monkeypatch, call, *arguments: object) -> str:
+    """What a call says on stderr where that is a terminal."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        call(*arguments)
+    return terminal.getvalue()
+
+
+@pytest.mark.parametrize(("option", "shown"), [([], True), (["--no-progress"], False), (["--quiet"], False)])
+def test_a_terminal_sees_a_bar_unless_it_is_told_not_to(cli, monkeypatch, option, shown):
+    said = seen(monkeypatch, cli, "--seeds", "1-3", *option)
+    assert ("3/3" in said) == shown and (shown or said == "")
+
+
+def test_quiet_says_nothing_but_results_and_errors(cli):
+    assert "Fresh seed" in cli("-n", "1")[2]
+    assert cli("-n", "1", "--quiet")[2] == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_colour_is_for_terminals_that_want_it(monkeypatch, capsys, name, value):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert seen(monkeypatch, run, ["generate", "nobody"]).startswith("\x1b[")
+    monkeypatch.setenv(name, value)
+    assert seen(monkeypatch, run, ["generate", "nobody"]).startswith("Error: ")
+    assert run(["generate", "nobody"]) == 2 and capsys.readouterr().err.startswith("Error: ")

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from running import files, shell, start
 
-from tpdne_cli import animation, images, models
+from tpdne_cli import animation, images, metadata, models
 from tpdne_cli.cli import COMMANDS, latent, run
+from tpdne_cli.cli.manifest import open_manifest
 from tpdne_cli.cli.sheet import runs
 from tpdne_cli.errors import SeedError
 from tpdne_cli.montage import Layout
@@ -394,3 +395,39 @@ def test_more_seeds_than_a_file_can_name_are_refused_before_anything_is_drawn(cl
     code, out, err = cli(*words, "--seeds", seeds)
     assert (code, out) == (1, []) and "fewer" in err and "--no-metadata" in err and len(err.splitlines()) == 1
     assert files(tmp_path) == []
+
+
+FILES = [
+    ["vary", "--seed", "1", "-n", "1"],
+    ["mix", "--rows", "1", "--cols", "2", "--single"],
+    ["interpolate", "--seeds", "1,2", "--frames", "2"],
+]
+
+
+@pytest.mark.parametrize("words", FILES, ids=lambda words: words[0])
+def test_files_are_written_as_they_are_asked_for(cli, words):
+    options = ["--format", "jpg", "--quality", "40", "--size", "20"]
+    code, (path, *_), err = cli(*words, *options, "-o", "a")
+    assert code == 0, err
+    marks = metadata.read_marks(path)
+    assert {"format": "jpg", "quality": 40, "width": 20, "height": 20}.items() <= marks.image.items()
+    code, (path, *_), err = cli(*words, *options, "-o", "b", "--no-metadata")
+    assert code == 0 and metadata.read_marks(path) == metadata.Marks() and Image.open(path).size == (20, 20)
+
+
+def test_a_walk_is_the_one_that_was_asked_for(cli):
+    way = {"frames": 5, "loop": True, "method": "linear", "space": "z", "easing": "in-out"}
+    options = [w for name, value in way.items() for w in ([f"--{name}"] if value is True else [f"--{name}", value])]
+    code, (path,), err = cli("interpolate", "--seeds", "1,2", *options, "-o", "w.webp")
+    assert code == 0, err
+    assert images.read_recipe(path)["latent"] == {"kind": "walk", **way}
+
+
+def test_a_manifest_that_another_run_began_meanwhile_is_left_to_it(cli, monkeypatch):
+    """Both had looked before: the picture is whole and told, its line would have cost the other run's lines."""
+    monkeypatch.setattr(latent, "check_manifest", lambda *_: None)
+    with open_manifest("m") as manifest:
+        code, out, err = cli("sheet", "--seeds", "1,2", "--manifest", "m")
+        manifest.add({"path": "a.png"})
+    assert (code, out) == (1, ["sheet.png"]) and "Another run is writing the manifest m" in err
+    assert Path("m").read_bytes() == b'{"path": "a.png"}\n' and Path("sheet.png").exists()

@@ -20,6 +20,7 @@ import pytest
 
 from tpdne_cli import files
 from tpdne_cli.errors import OutputError
+from tpdne_cli.streaming import spooled
 
 ROOT = Path(files.__file__).parent.parent
 
@@ -131,9 +132,9 @@ def test_a_file_system_without_links(tmp_path, monkeypatch, code):
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("exclusive", [False, True])
-def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch, exclusive):
-    order = []
+def spied(monkeypatch) -> list[str]:
+    """What brings content or names to the disk, in the order in which it is called."""
+    order: list[str] = []
     for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace")):
         original = getattr(owner, name)
 
@@ -142,6 +143,12 @@ def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch, ex
             return original(*arguments)
 
         monkeypatch.setattr(owner, name, spy)
+    return order
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch, exclusive):
+    order = spied(monkeypatch)
     files.write_atomic(tmp_path / "a", b"1", exclusive=exclusive)
     assert order == ["fsync", "link" if exclusive else "replace"]
 
@@ -248,3 +255,24 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, unknown):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    with (tmp_path / "a").open("wb") as file:
+        monkeypatch.setattr("fcntl.flock", flock)
+        assert files.lock(file.fileno(), unknown) == unknown
+        monkeypatch.undo()
+        with (tmp_path / "a").open("wb") as other:
+            assert files.lock(other.fileno()) and not files.lock(file.fileno(), unknown), "somebody has it"
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_content_that_comes_in_pieces_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch, replace):
+    order = spied(monkeypatch)
+    with spooled(tmp_path / "a", replace) as file:
+        file.write(b"1")
+    assert order == ["fsync", "replace" if replace else "link"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tracemalloc
 
@@ -110,6 +111,13 @@ def test_samples_leave_the_mark_without_being_asked(tmp_path, format):
         check(marks.recipe)
     save_sheet(samples, path, (2, 2), metadata=False)
     assert metadata.read_marks(path) == metadata.Marks()
+
+
+def test_a_recipe_is_kept_to_the_letter(tmp_path):
+    """Also where it holds what stands for the fingerprint until all pixels are known."""
+    seed = hashlib.sha256().hexdigest()
+    save_sheet(cells(1), tmp_path / "sheet.png", (1, 1), recipe={"seed": [seed]})
+    assert images.read_recipe(tmp_path / "sheet.png") == {"seed": [seed]}
 
 
 def test_png_is_about_as_small_as_pillows(tmp_path):

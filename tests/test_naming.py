@@ -72,3 +72,10 @@ def test_two_images_never_share_a_name():
 def test_different_texts_have_different_names_even_without_case(a, b):
     if a != b:
         assert safe_text(a).lower() != safe_text(b).lower()
+
+
+@pytest.mark.parametrize("text", ["con", "nul", "com1", "aux.v2", ".bashrc", "Bob", "x" * 200])
+def test_names_that_some_system_does_not_want(text):
+    """Devices of Windows, hidden files, names that differ in case only, names that are too long."""
+    name = safe_text(text)
+    assert name != text and name[0] != "." and name.rpartition("-")[2].isalnum() and len(name) < 100

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tpdne_cli.errors import OutputError
+from tpdne_cli.metadata import read_marks
 from tpdne_cli.pipeline import Encoding, in_order, write_files, write_stream
 from tpdne_cli.sampler import Sample
 
@@ -153,7 +154,7 @@ def test_files_hold_the_pixels_and_are_described_truly(tmp_path):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), sample.pixels)
         record = done.record()
         assert record["sha256"] == hashlib.sha256(data).hexdigest()
-        assert record["bytes"] == len(data)
+        assert record["bytes"] == len(data) and record["quality"] is None
         assert (record["path"], record["seed"], record["width"]) == (str(path), sample.seed, 16)
 
 
@@ -171,6 +172,12 @@ def test_existing_files_are_kept_unless_told_otherwise(tmp_path):
 def test_a_record_tells_the_size_of_the_file_not_of_the_network(tmp_path):
     (done,) = write_files([(s, tmp_path / "a.png") for s in samples(1)], Encoding(size=40))
     assert (done.record()["width"], done.record()["height"]) == Image.open(tmp_path / "a.png").size == (40, 40)
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, 92), (40, 40)])
+def test_a_record_tells_the_quality(tmp_path, given, told):
+    (done,) = write_files([(s, tmp_path / "a.jpg") for s in samples(1)], Encoding("jpg", given))
+    assert done.record()["quality"] == read_marks(tmp_path / "a.jpg").image["quality"] == told
 
 
 def test_one_image_is_its_bytes():
@@ -218,3 +225,17 @@ def test_memory_stays_flat():
         return top
 
     assert peak(3000) < peak(100) + 200_000
+
+
+def test_after_an_error_no_further_images_are_made(tmp_path):
+    made = []
+
+    def placed():
+        for sample in samples(2000):
+            made.append(sample)
+            yield sample, tmp_path / f"{sample.seed}.png"
+
+    (tmp_path / "3.png").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="exists already"):
+        list(write_files(placed(), Encoding()))
+    assert len(made) < 200, "a full disk stops the network, too"

@@ -13,6 +13,9 @@ from PIL import Image
 from running import files
 
 from tpdne_cli import images
+from tpdne_cli.cli import manifest as manifests
+from tpdne_cli.cli.manifest import open_manifest
+from tpdne_cli.errors import OutputError
 from tpdne_cli.pipeline import Encoding, write_files
 from tpdne_cli.resume import INCIDENTAL, describe, is_finished, objection
 from tpdne_cli.sampler import Sample
@@ -218,3 +221,68 @@ def test_another_file_is_not_taken_for_a_manifest(cli, content):
     code, out, err = cli("--seed", "1", "--manifest", "accounts.csv", "--skip-existing")
     assert (code, out, err.count("\n")) == (1, [], 1) and "accounts.csv is no manifest" in err
     assert files(Path()) == ["accounts.csv"] and Path("accounts.csv").read_bytes() == content
+
+
+def test_a_line_is_in_the_manifest_before_the_next_image_is_made(tmp_path):
+    with open_manifest(str(tmp_path / "m")) as manifest:
+        manifest.add({"path": "a.png"})
+        assert (tmp_path / "m").read_bytes() == b'{"path": "a.png"}\n', "a kill -9 would lose it"
+
+
+LINE = b'{"path": "a.png"}\n'
+
+
+@pytest.mark.parametrize("way", [{}, {"skip": True}, {"force": True}], ids=str)
+@pytest.mark.parametrize("first", [{}, {"skip": True}, {"force": True}], ids=str)
+def test_of_two_runs_that_write_one_manifest_the_second_is_told_and_no_line_is_lost(tmp_path, first, way):
+    path = tmp_path / "m"
+    if first:
+        path.write_bytes(b'{"path": "b.png"}\n')
+    with open_manifest(str(path), **first) as manifest:
+        manifest.add({"path": "a.png"})
+        there = path.read_bytes()
+        with pytest.raises(OutputError, match=r"Another run is writing the manifest .*/m: .*--shard auto"):
+            open_manifest(str(path), **way).__enter__()
+        assert path.read_bytes() == there
+    assert path.read_bytes() == there and there.endswith(LINE)
+    with open_manifest(str(path), skip=True) as manifest:
+        manifest.add({"path": "c.png"})
+    assert path.read_bytes().count(b"\n") == there.count(b"\n") + 1, "what has ended keeps nobody away"
+
+
+def test_the_second_of_two_runs_is_told_before_it_makes_an_image(cli):
+    with open_manifest("m"):
+        code, out, err = cli("--seeds", "0-3", "--shard", "1/2", "--manifest", "m", "--skip-existing")
+    assert (code, out, files(Path()), err.count("\n")) == (1, [], ["m"], 1) and "Another run is writing" in err
+
+
+def test_a_line_does_not_go_to_a_manifest_that_another_run_has_replaced(tmp_path, monkeypatch):
+    """It finishes between two steps of ours: the file that we have opened is no longer the one of that name."""
+    path, asked = tmp_path / "m", []
+
+    def late(*arguments, **settings):
+        if not asked:
+            (tmp_path / "tidied").write_bytes(LINE)
+            (tmp_path / "tidied").replace(path)
+        asked.append(arguments)
+        return True
+
+    path.write_bytes(LINE * 2)
+    monkeypatch.setattr(manifests, "lock", late)
+    with open_manifest(str(path), skip=True) as manifest:
+        manifest.add({"path": "b.png"})
+    assert path.read_bytes() == LINE + b'{"path": "b.png"}\n'
+
+
+def test_a_manifest_by_a_link_to_a_file_that_is_not_there_yet(tmp_path):
+    (tmp_path / "link").symlink_to("m")
+    with open_manifest(str(tmp_path / "link")) as manifest:
+        manifest.add({"path": "a.png"})
+    assert (tmp_path / "m").read_bytes() == LINE and (tmp_path / "link").is_symlink()
+
+
+def test_force_empties_a_manifest(tmp_path):
+    (tmp_path / "m").write_bytes(b"x" * 100)
+    with open_manifest(str(tmp_path / "m"), force=True) as manifest:
+        manifest.add({"path": "a.png"})
+    assert (tmp_path / "m").read_bytes() == LINE

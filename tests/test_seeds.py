@@ -109,3 +109,22 @@ def test_any_text_is_a_seed_or_a_sentence(text):
     else:
         assert seeds.latent(seed, 4).shape == (4,)
         assert seeds.parse_seed(str(seed)) == seed, "a seed that is shown can be given again"
+
+
+@pytest.mark.parametrize("text", [" bob", "bob ", "a  b", "Bob", "\ufb01nn", "x\u00b2", "\uff42\uff4f\uff42"])
+def test_a_text_is_the_seed_as_it_was_typed(text):
+    """In NFC and changed in no other way, or accounts would get other faces: not trimmed, no case, no NFKC."""
+    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u4")
+    assert seeds.parse_seed(text) == text
+    assert np.array_equal(seeds.latent(seeds.parse_seed(text), 4), np.random.RandomState(words).randn(4))
+
+
+def test_fresh_seeds_come_from_the_whole_range(monkeypatch):
+    asked = []
+    monkeypatch.setattr("secrets.randbelow", lambda n: asked.append(n) or n - 1)
+    assert seeds.fresh(3) == range(2**32 - 3, 2**32)
+    assert asked == [2**32 - 2], "every place is as likely"
+
+
+def test_a_list_that_windows_wrote():
+    assert list(seeds.parse_lines(["\ufeff7\r\n", "bob\r\n"], "list")) == [7, "bob"]

@@ -71,9 +71,16 @@ def test_a_broken_off_run_goes_on(cli):
     Path(names[3]).unlink()
     code, _, err = cli(*options)
     assert code == 1 and "exists" in err
-    code, again, _ = cli(*options, "--skip-existing")
-    assert code == 0 and again == whole
-    assert {name: Path(name).read_bytes() for name in names} == kept
+    other = Path(names[1]).read_bytes().replace(b'"version":"0.', b'"version":"1.')
+    Path(names[1]).write_bytes(other)  # of another version, so it cannot come out the same again
+    there = {name: Path(name).stat().st_mtime_ns for name in names if Path(name).exists()}
+    code, again, err = cli(*options, "--skip-existing", "--manifest", "m")
+    assert code == 0 and again.decode().split() == [names[3]], "only what is new is told"
+    assert "images passed the critic. 5 of them are there already." in err
+    assert {name: Path(name).stat().st_mtime_ns for name in there} == there, "and nothing else is written"
+    assert {name: Path(name).read_bytes() for name in names} == kept | {names[1]: other}
+    records = [json.loads(line) for line in Path("m").read_text().splitlines()]
+    assert [(record["path"], record["seconds"] is None) for record in records] == [(n, n in there) for n in names]
     code, _, err = cli(*options, "--skip-existing", "--truncation", 0.5)
     assert code == 1 and "was made with truncation" in err
 
@@ -112,8 +119,17 @@ def test_a_precision_that_nobody_chose_is_no_other_image(cli):
     if not devices.bfloat16_survives():
         pytest.skip("this processor does not live through bfloat16")
     options = ("--seed", 3, "-n", 2, "--min-realism", 0)
-    _, made, _ = cli(*options, "--precision", "bfloat16")
+    cli(*options, "--precision", "bfloat16")
     code, again, err = cli(*options, "--skip-existing")
-    assert (code, again) == (0, made), err
+    assert (code, again) == (0, b"") and "2 of them are there already" in err
     code, _, err = cli(*options, "--skip-existing", "--precision", "float16")
     assert code == 1 and "was made with precision" in err
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_for_seeds_that_are_gone_on_to(cli):
+    options = ("--seed", 0, "-n", 3, "--min-realism", 60, "--name", "{seed}/x")
+    folders = [Path(name).parent for name in cli(*options)[1].decode().split()]
+    assert folders[-1].name > "000002", "one that nobody gave"
+    (folders[-1] / ".tpdne-1-abcd.tmp").write_bytes(b"half")
+    assert cli(*options, "--skip-existing")[0] == 0
+    assert [path.name for path in folders[-1].iterdir()] == ["x.png"]

@@ -149,6 +149,17 @@ def test_one_command_line_for_all_parts_keeps_a_manifest_of_each(tiny_model, who
     assert sorted(line["path"] for line in lines) == [f"d/{name}" for name in files(whole)]
 
 
+def test_parts_that_are_given_one_manifest_lose_no_line_of_it(tiny_model, tmp_path):
+    """At the same time: one writes, the others are told, and have made nothing that it does not name."""
+    call = ("generate", tiny_model, "--seeds", "0-99", "--manifest", "m", "-o", "d", "-q")
+    children = [start(*call, "--shard", f"{i}/3", cwd=tmp_path) for i in (1, 2, 3)]
+    told = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
+    assert sorted(code for _, code in told) == [0, 1, 1], told
+    assert all(b"The manifest m exists" in err or b"writing the manifest m" in err for err, code in told if code)
+    lines = [json.loads(line)["path"] for line in (tmp_path / "m").read_text().splitlines()]
+    assert sorted(lines) == [f"d/{name}" for name in files(tmp_path / "d")] and len(lines) >= 33
+
+
 @pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
 def test_gnu_parallel(tiny_model, whole, tmp_path):
     call = shlex.join(["tpdne", "generate", str(tiny_model), *SEEDS])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 from running import files, shell
 
-from tpdne_cli.cli.output import ReaderGone, writing_stdout
+from tpdne_cli.cli.output import Output, ReaderGone, writing_stdout
 from tpdne_cli.errors import OutputError
 
 jq = pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
@@ -51,7 +53,7 @@ def test_every_line_of_json_describes_its_file(sh, tmp_path, tiny_model):
     assert out == "ok\n" * 3
     keys = {
         "path", "model", "weights", "seed", "truncation", "truncation_cutoff", "noise", "class_index", "precision",
-        "device", "version", "format", "width", "height", "bytes", "sha256", "seconds",
+        "device", "version", "format", "quality", "width", "height", "bytes", "sha256", "seconds",
     }  # fmt: skip
     for line in (tmp_path / "log").read_text().splitlines():
         record = json.loads(line)
@@ -109,6 +111,39 @@ def test_a_full_stdout_is_an_error(sh, script):
     assert err.splitlines()[-1] == "Error: Standard output cannot be written: No space left on device."
 
 
+class Full(io.StringIO):
+    """A log on a disk that is full."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_stderr_that_cannot_be_written_costs_no_image_and_changes_no_exit_code(cli, tiny_model, monkeypatch):
+    """With 2>log it is another disk that is full, not the images'."""
+    monkeypatch.setattr(sys, "stderr", Full())
+    code, out, _ = cli("generate", tiny_model, "-n", 3, "-o", "d")
+    assert code == 0 and len(out) == 3 and files(Path()) == out
+    assert cli("generate", tiny_model, "--count", 0)[0] == 2
+    assert cli("generate", tiny_model, "--seed", 1, "-o", "/dev/null/x")[0] == 1
+    assert cli()[0] == 2
+
+
+@pytest.mark.parametrize(
+    "script", ["tpdne generate $MODEL -n 3 2>&1 >paths | true", "tpdne generate $MODEL -n 3 2>/dev/full >paths"]
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_log_that_nobody_reads_or_that_fills_its_disk(sh, tmp_path, script):
+    sh(script)
+    assert files(tmp_path) == ["paths", *(tmp_path / "paths").read_text().split()]
+
+
+def test_a_result_is_with_its_reader_at_once(monkeypatch):
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(pipe)))
+    Output().result("a.png")
+    assert pipe.getvalue() == b"a.png\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_streams_that_the_caller_closed(sh, tmp_path, closed):
     sh(f"tpdne generate $MODEL --seeds 1-2 -o d --manifest m {closed}", cold=True)
@@ -141,6 +176,18 @@ def test_a_path_that_looks_like_an_option(sh):
         assert out.startswith("./-")
         out, _ = sh(f"tpdne generate $MODEL --seed 2 {call} --json")
         assert json.loads(out)["path"].startswith("./-")
+
+
+@pytest.mark.parametrize(
+    "call", ["sheet --seeds 1,2 -o ./-x.png", "mix --rows 1 --cols 2 -o ./-x.jpg", "interpolate --frames 4 -o ./-x.gif"]
+)
+def test_a_path_that_looks_like_an_option_to_one_file(cli, tiny_model, call):
+    command, *words = call.split()
+    path = words[-1]
+    code, out, _ = cli(command, "--model", tiny_model, *words)
+    assert (code, out) == (0, [path]) and Path(path).exists()
+    _, (line,), _ = cli(command, "--model", tiny_model, *words, "--force", "--json", "--manifest", "m")
+    assert json.loads(line)["path"] == json.loads(Path("m").read_text())["path"] == path
 
 
 def test_names_that_are_not_unicode(sh, tmp_path):

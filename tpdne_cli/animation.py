@@ -26,7 +26,7 @@ from tpdne_cli.errors import ImageError, SettingsError
 from tpdne_cli.metadata import check_recipe
 from tpdne_cli.pipeline import in_order
 from tpdne_cli.sampler import Pixels, Sample
-from tpdne_cli.streaming import Destination, packet, recipe_of, spooled
+from tpdne_cli.streaming import Destination, recipe_of, spooled
 
 FPS = 25
 MAX_FPS = {"gif": 50, "webp": 1000, "png": 1000, "mp4": 240}  # browsers slow GIFs down that ask for more
@@ -53,7 +53,7 @@ class Motion(NamedTuple):
     def packet(self, format: str, width: int, height: int, frames: int, digest: str | None = None) -> bytes:
         """The mark of a finished animation."""
         image = {"format": format, "width": width, "height": height, "quality": self.quality, "frames": frames}
-        return packet(self.recipe or {}, image, digest)
+        return metadata.packet(self.recipe or {}, image if digest is None else {**image, "data": digest})
 
 
 def format_for(path: str | os.PathLike[str]) -> str | None:

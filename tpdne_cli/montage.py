@@ -20,9 +20,9 @@ import numpy as np
 
 from tpdne_cli import images
 from tpdne_cli.errors import ImageError, SettingsError
-from tpdne_cli.metadata import check_recipe
+from tpdne_cli.metadata import check_recipe, packet
 from tpdne_cli.sampler import Pixels, Sample
-from tpdne_cli.streaming import UNKNOWN, Destination, packet, recipe_of, spooled
+from tpdne_cli.streaming import Destination, recipe_of, spooled
 
 PAPER, INK = 255, 40
 LINES = 16  # filtered and compressed at a time
@@ -213,14 +213,14 @@ def _write_png(
         file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
 
     def mark(digest: str) -> None:
-        image = {"format": "png", "width": width, "height": height, "quality": None}
-        chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + packet(recipe or {}, image, digest))
+        image = {"format": "png", "width": width, "height": height, "quality": None, "data": digest}
+        chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + packet(recipe or {}, image))
 
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     at = file.tell()
     if recipe is not None:
-        mark(UNKNOWN)
+        mark(digest.hexdigest())  # a place for the last one, which is as long
     for data in _compressed(strips, width):
         chunk(b"IDAT", data)
     chunk(b"IEND", b"")

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from tpdne_cli import images
 from tpdne_cli.errors import ImageError, OutputError
-from tpdne_cli.files import write_atomic
+from tpdne_cli.files import as_argument, write_atomic
 from tpdne_cli.sampler import Sample
 
 T = TypeVar("T")
@@ -47,6 +47,11 @@ class Encoding:
     def __post_init__(self) -> None:
         images.check_quality(self.format, self.quality)
 
+    @property
+    def used_quality(self) -> int | None:
+        """The quality, the format's own where none was chosen; None where it has no such thing."""
+        return images.check_quality(self.format, self.quality)
+
     def __call__(self, sample: Sample) -> bytes:
         recipe = sample.recipe if self.metadata else None
         try:
@@ -64,6 +69,7 @@ class Written:
     recipe: dict[str, Any]
     path: Path | None
     format: str
+    quality: int | None  # None: the format has no such thing
     width: int
     height: int
     bytes: int
@@ -72,9 +78,8 @@ class Written:
 
     @property
     def name(self) -> str | None:
-        """The path for other programs: never one that they take for an option."""
-        text = None if self.path is None else str(self.path)
-        return f"./{text}" if text and text.startswith("-") else text
+        """The path for other programs."""
+        return None if self.path is None else as_argument(self.path)
 
     def record(self) -> dict[str, Any]:
         """The image as one flat object, for NDJSON and manifests."""
@@ -82,6 +87,7 @@ class Written:
             "path": self.name,
             **self.recipe,
             "format": self.format,
+            "quality": self.quality,
             "width": self.width,
             "height": self.height,
             "bytes": self.bytes,
@@ -177,16 +183,31 @@ def describe(sample: Sample, path: Path | None, data: bytes, encoding: Encoding)
     if encoding.size is not None:
         width, height = images.scaled(width, height, encoding.size)
     digest = hashlib.sha256(data).hexdigest()
-    return Written(sample.recipe, path, encoding.format, width, height, len(data), digest, sample.seconds)
+    return Written(
+        recipe=sample.recipe,
+        path=path,
+        format=encoding.format,
+        quality=encoding.used_quality,
+        width=width,
+        height=height,
+        bytes=len(data),
+        sha256=digest,
+        seconds=sample.seconds,
+    )
 
 
 def write_files(
-    samples: Iterable[tuple[Sample, Path]], encoding: Encoding, replace: bool = False, workers: int = WORKERS
+    samples: Iterable[tuple[Sample, Path]],
+    encoding: Encoding,
+    replace: bool = False,
+    workers: int = WORKERS,
+    earlier: Callable[[Sample, Path], Written | None] = lambda *_: None,
 ) -> Iterator[Written]:
     """Write each sample to its path, whole or not at all, and yield it when it is there.
 
-    Raises OutputError where a file cannot be written, or exists and is not to be replaced; not before all files that
-    other threads have finished by then are yielded.
+    earlier: asked first; what it describes is there already and left as it is. Raises OutputError where a file cannot
+    be written, or exists and is not to be replaced; not before all files that other threads have finished by then are
+    yielded.
     """
     failures: list[Exception] = []
 
@@ -194,7 +215,7 @@ def write_files(
         if failures:  # a disk that is full is not asked again
             return None
         try:
-            return _write_file(*item, encoding, replace)
+            return earlier(*item) or _write_file(*item, encoding, replace)
         except MemoryError:
             raise
         except Exception as error:

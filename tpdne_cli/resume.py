@@ -55,7 +55,7 @@ def objection(
             return f"is a {written['format']} of {written['width']}x{written['height']} pixels"
         if not encoding.metadata:
             return None
-        if written["quality"] != (encoding.quality or images.FORMATS[encoding.format].quality):
+        if written["quality"] != encoding.used_quality:
             return f"has a quality of {written['quality']}"
         if difference := _difference(marks.recipe or {}, recipe, ignored):
             return difference
@@ -103,6 +103,7 @@ def describe(path: Path, recipe: Mapping[str, Any], encoding: Encoding, resoluti
         recipe=dict(recipe if marks.recipe is None else marks.recipe),
         path=path,
         format=encoding.format,
+        quality=encoding.used_quality,
         width=written["width"],
         height=written["height"],
         bytes=len(data),

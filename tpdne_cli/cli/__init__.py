@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from tpdne_cli import __version__
-from tpdne_cli.cli.output import ReaderGone, complain
+from tpdne_cli.cli.output import ReaderGone, complain, say
 from tpdne_cli.errors import ModelNotFoundError, SeedError, SettingsError, TpdneError
 
 # command -> (module, one line for --help); the line is here so that --help imports no command
@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> int:
 def explain(error: Exception) -> int:
     """One sentence on stderr; returns the exit code."""
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2: a group, no command
-        click.echo(error.format_message(), err=True)  # type: ignore[attr-defined]
+        say(error.format_message())  # type: ignore[attr-defined]
         return 2
     if isinstance(error, click.UsageError):
         where = f" See '{error.ctx.command_path} --help'." if error.ctx else ""

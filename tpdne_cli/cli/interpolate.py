@@ -144,5 +144,5 @@ def animate(way: interpolation.Path, target: Target, given: Mapping[str, Any], a
         return {"width": side, "height": side, "frames": count, "fps": given["fps"]}
 
     assert way.frames is not None
-    one = latent.OneFile(target.file, target.format, output, given["manifest"])
+    one = latent.OneFile(target.file, target.format, output, given["manifest"], given["force"])
     return one.make(range(way.frames), spread(walker, sampler, way.frames), save, walker.recipe())

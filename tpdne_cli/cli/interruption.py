@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets the images in flight finish, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first lets what is in flight finish, the second stops at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Interrupted(Exception):
 class Interruption:
     """While this context lasts, a signal ends the items of `until`, and a second one raises KeyboardInterrupt."""
 
-    def __init__(self, output: Output) -> None:
-        self.output, self.asked = output, False
+    def __init__(self, output: Output, finishing: str = "Finishing the images in flight") -> None:
+        self.output, self.finishing, self.asked = output, finishing, False
 
     def __enter__(self) -> Interruption:
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -33,7 +33,7 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.output.note("Finishing the images in flight; once more stops at once.")
+        self.output.note(f"{self.finishing}; once more stops at once.")
 
     def stop(self) -> None:
         """End the items without a word."""

@@ -110,7 +110,7 @@ class Job:
 
     def deliver(self, work: Work, finished: Collection[str]) -> None:
         """Write what is not there yet, and report all in the order of the work. Raises Interrupted."""
-        with Interruption(self.output) as interruption, open_manifest(self.manifest, self.skip) as manifest:
+        with Interruption(self.output) as interruption, open_manifest(self.manifest, self.skip, self.force) as manifest:
             todo = [item for item in work if item[1] not in finished]
             results = self.write(todo, interruption)
             self.output.start(len(todo))
@@ -148,7 +148,7 @@ class Job:
         self.there += 1
         record = written.record()
         manifest.add(record)
-        if not self.target.is_stdout:
+        if not self.target.is_stdout and written.seconds is not None:  # None: what an earlier run has told already
             self.output.result(written.name or "", record)
         self.output.advance()
 

@@ -20,6 +20,7 @@ from tpdne_cli.cli.manifest import check_manifest, open_manifest
 from tpdne_cli.cli.output import Output, Stdout
 from tpdne_cli.cli.target import Target
 from tpdne_cli.errors import SeedError
+from tpdne_cli.files import as_argument
 from tpdne_cli.seeds import Seed, parse_ranges, parse_seed
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class OneFile:
     format: str
     output: Output
     manifest: str | None
+    force: bool
 
     def make(
         self, items: Sequence[T], samples: Callable[[Iterable[T]], Iterator[Any]],
@@ -189,7 +191,7 @@ class OneFile:
     ) -> int:  # fmt: skip
         """Exit code: 0 written, 130 interrupted. `save` writes samples to a destination, and tells about the file."""
         start = time.perf_counter()
-        stream = Counted()
+        stream, name = Counted(), None if self.path is None else as_argument(self.path)
 
         def counted(samples: Iterator[Any]) -> Iterator[Any]:
             for sample in samples:
@@ -202,15 +204,17 @@ class OneFile:
                 about = save(counted(samples(interruption.until(items))), self.path or stream)
                 self.output.finish()
                 record = {
-                    "path": None if self.path is None else str(self.path), **recipe, "format": self.format, **about,
+                    "path": name, **recipe, "format": self.format, **about,
                     "bytes": stream.bytes if self.path is None else self.path.stat().st_size,
                     "sha256": stream.digest.hexdigest() if self.path is None else models.file_sha256(self.path),
                     "seconds": round(time.perf_counter() - start, 6),
                 }  # fmt: skip
-            with open_manifest(self.manifest) as manifest:  # not before: a file that fails leaves none behind
-                manifest.add(record)
-            if self.path is not None:
-                self.output.result(str(self.path), record)
+            try:
+                with open_manifest(self.manifest, force=self.force) as manifest:  # not before: a file may fail
+                    manifest.add(record)
+            finally:  # the file is there, whatever becomes of its line
+                if name is not None:
+                    self.output.result(name, record)
             if manifest.failure is not None:
                 raise manifest.failure
         except (Interrupted, KeyboardInterrupt):

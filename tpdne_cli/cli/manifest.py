@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tpdne_cli.errors import OutputError
-from tpdne_cli.files import remove_leftovers
+from tpdne_cli.files import lock, remove_leftovers
 
 
 def check_manifest(path: str | None, force: bool, skip: bool = False, resumable: bool = True) -> None:
@@ -49,31 +49,57 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(path: str | None, skip: bool = False) -> Iterator[Manifest]:
-    """A manifest: empty, or with `skip` what is there, to be completed. Raises OutputError.
+def open_manifest(path: str | None, skip: bool = False, force: bool = False) -> Iterator[Manifest]:
+    """A manifest: empty, which only `force` makes of one that is there, or with `skip` what is there, to be completed.
 
-    Lines are only ever added to what is there; when all is done, an image that has several keeps the last of them.
+    Raises OutputError, also where another run is writing it. Lines are only ever added to what is there; when all is
+    done, an image that has several keeps the last of them.
     """
     if path is None:
         yield Manifest(None, None)
         return
     complete = skip and Path(path).is_file()
     if complete:
-        tidy(path)
+        with _opened(path, new=False) as file:
+            tidy(path, file)
+    with _opened(path, new=not (complete or force), empty=force) as file:
+        try:
+            yield Manifest(path, file)
+        except BaseException:
+            with suppress(OutputError):  # a line too many is no harm
+                if complete:
+                    tidy(path, file)
+            raise
+        if complete:
+            tidy(path, file)
+
+
+def _opened(path: str, new: bool, empty: bool = False) -> BinaryIO:
+    """The file to write at its end, this run's alone until it is closed. Raises OutputError.
+
+    new: it must not be there yet; empty: whatever it holds is dropped.
+    """
+    place = Path(path)
     try:
-        file = Path(path).open("ab" if complete else "wb", buffering=0)  # noqa: SIM115 (errors of opening only)
+        if place.exists() and not place.is_file():  # a pipe or a device, which holds nothing
+            return place.open("wb", buffering=0)
+        while True:
+            file = Path(os.path.realpath(place)).open("xb" if new else "ab", buffering=0)  # noqa: SIM115
+            if not lock(file.fileno(), unknown=True):
+                file.close()
+                raise FileExistsError
+            if os.fstat(file.fileno()).st_nlink:  # else another run had put a tidied one in its place before the lock
+                break
+            file.close()
+        if empty:
+            file.truncate(0)
+        return file
+    except FileExistsError:
+        raise OutputError(
+            f"Another run is writing the manifest {path}: give each run or shard one of its own, as --shard auto does."
+        ) from None
     except OSError as error:
         raise OutputError(f"The manifest {path} cannot be written: {error.strerror}.") from None
-    try:
-        with file:
-            yield Manifest(path, file)
-    except BaseException:
-        with suppress(OutputError):  # a line too many is no harm
-            if complete:
-                tidy(path)
-        raise
-    if complete:
-        tidy(path)
 
 
 def last_lines(path: str) -> set[int]:
@@ -103,11 +129,16 @@ def _image_of(line: bytes) -> str | None:
         return None
 
 
-def tidy(path: str) -> None:
-    """Rewrite a manifest at one stroke with the lines that count, each of them whole. Raises OutputError."""
+def tidy(path: str, held: BinaryIO) -> None:
+    """Rewrite a manifest at one stroke with the lines that count, each of them whole. Raises OutputError.
+
+    held: the file itself, which keeps other runs away until then.
+    """
     from tpdne_cli.streaming import spooled
 
     wanted = last_lines(path)
     remove_leftovers(Path(path).parent)
     with spooled(path) as tidied, Path(path).open("rb") as file:
         tidied.writelines(line.rstrip(b"\n") + b"\n" for number, line in enumerate(file) if number in wanted)
+        if os.name == "nt":  # Windows renames no open file
+            held.close()

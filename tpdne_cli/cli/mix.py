@@ -101,5 +101,5 @@ def table(rows: Sequence[Seed], columns: Sequence[Seed], styles: str, given: Map
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:
         return latent.save_sheet(chain([None], samples), destination, grid, target.format, recipe, given, head=True)
 
-    one = latent.OneFile(target.file, target.format, output, given["manifest"])
+    one = latent.OneFile(target.file, target.format, output, given["manifest"], given["force"])
     return one.make(items, spread(mixer, sampler, len(items)), save, recipe)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -73,10 +73,16 @@ def colour_allowed() -> bool:
     )
 
 
+def say(text: str) -> None:
+    """Text on stderr; where a full disk behind 2>log, or a reader that went away, does not take it, work goes on."""
+    with suppress(OSError):
+        click.echo(text, err=True, color=colour_allowed())
+
+
 def complain(sentence: str) -> None:
     """One error on stderr."""
     label = click.style("Error:", fg="red", bold=True) if colour_allowed() else "Error:"
-    click.echo(f"{label} {one_line(sentence)}", err=True, color=colour_allowed())
+    say(f"{label} {one_line(sentence)}")
 
 
 class Output:
@@ -122,7 +128,7 @@ class Output:
     def _say(self, text: str) -> None:
         if self.bar is not None:
             self.bar.clear()
-        click.echo(one_line(text), err=True)
+        say(one_line(text))
 
     def start(self, total: int, unit: str = "img") -> None:
         """Show a bar with rate and time left; only where stderr is a terminal."""

@@ -85,7 +85,7 @@ def sheet(
     def save(samples: Iterator[Any], destination: Any) -> Mapping[str, Any]:
         return latent.save_sheet(samples, destination, grid, target.format, recipe, given, labels=labels)
 
-    one = latent.OneFile(target.file, target.format, output, given["manifest"])
+    one = latent.OneFile(target.file, target.format, output, given["manifest"], given["force"])
     return one.make(wanted, spread(sampler, sampler, len(wanted)), save, recipe)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpdne_cli.cli.generate import complete_model
+from tpdne_cli.cli.interruption import Interruption
 from tpdne_cli.cli.options import group
 from tpdne_cli.cli.output import Output
 from tpdne_cli.errors import OutputError
+from tpdne_cli.files import as_argument
 
 if TYPE_CHECKING:
     from tpdne_cli.training.config import TrainConfig
@@ -88,7 +89,7 @@ def train(
     from tpdne_cli.training.export import export
 
     for path in export(run_dir, out):
-        output.result(str(path))
+        output.result(as_argument(path))
     return 0
 
 
@@ -144,21 +145,13 @@ def _run(config: TrainConfig, resume: bool, output: Output) -> bool:
     """Train; whether it was stopped before its end."""
     from tpdne_cli.training.loop import train as run_training
 
-    stopped = False
-
-    def stop(*_: Any) -> None:
-        nonlocal stopped
-        stopped = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    output.start(config.images)
-    try:
-        run_training(config, _reporter(output), lambda: stopped, resume)
-    finally:
-        output.finish()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return stopped
+    with Interruption(output, "Stopping with a checkpoint") as interruption:
+        output.start(config.images)
+        try:
+            run_training(config, _reporter(output), lambda: interruption.asked, resume)
+        finally:
+            output.finish()
+    return interruption.asked
 
 
 def _reporter(output: Output) -> Callable[[Progress], None]:
