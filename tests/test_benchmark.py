@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from torch.overrides import TorchFunctionMode
 
-from tpdne_cli import benchmark, devices, models
+from tpdne_cli import benchmark, devices, fleet, models
 from tpdne_cli.benchmark import Convolution, convolution_rate, convolutions, largest, repeat, timed
 from tpdne_cli.cli import run
 from tpdne_cli.errors import DeviceError
@@ -150,6 +150,31 @@ def test_together_encodes_beside_the_network(tiny_model, monkeypatch):
     monkeypatch.setattr(benchmark, "SHARES", dict.fromkeys(benchmark.SHARES, 0.0) | {"together": 1.0})
     found = benchmark.benchmark(sampler, SlowEncoding("png"), 1.2)
     assert 0.3 <= found.together < 0.5 < 0.6 <= found.network + found.stages["encode"]
+
+
+def test_together_takes_the_processes_that_generating_takes(tiny_model, tmp_path, monkeypatch):
+    """Each is warm when the clock starts."""
+    spread, drawn = [], []
+
+    class Watched(Sampler):
+        def __call__(self, seeds):
+            seeds = list(seeds)
+            drawn.append(len(seeds))
+            return super().__call__(seeds)
+
+    def watch(maker, sampler, images):
+        spread.append((maker, images, sampler))
+        return others
+
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    monkeypatch.setattr(devices, "memory", lambda: 8 << 30)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(fleet, "spread", watch)
+    monkeypatch.setattr(benchmark, "round", lambda batches: 3, raising=False)
+    sampler = Sampler(models.load(tiny_model), device="cpu", batch_size=2)
+    others = Watched(sampler.model, device="cpu", batch_size=2)
+    found = benchmark.measure_together(sampler, Encoding(), tmp_path, 1, 1)
+    assert spread == [(sampler, 6, sampler)] and drawn == [4, 6] and found > 0
 
 
 def test_numbers_agree_with_each_other(tiny_model):

@@ -280,6 +280,15 @@ def test_classes_are_judged_as_such(tmp_path):
     assert critic.score(pixels) == critic.score(pixels, 0)
 
 
+def test_an_image_is_judged_as_one_of_its_class(tmp_path):
+    model = models.load(write_pair(tmp_path, c_dim=3))
+    critic, sampler = Critic.load(model), Sampler(model, Settings(class_index=2))
+    scores = critic.score(np.stack([made.pixels for made in sampler(range(20))]), 2)
+    critic.quantiles = np.array(quantiles(scores))
+    found = [made.recipe["realism"] for made in Judged(sampler, critic)(range(20))]
+    assert found == [round(critic.percentile(score), 2) for score in scores]
+
+
 def test_images_of_another_size(critic):
     with pytest.raises(SettingsError, match="judges images of 32x32x3, not of 16x16x3"):
         critic.score(np.zeros([1, 16, 16, 3], np.uint8))

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from running import children, files, start
+import torch.nn.functional as F
+from running import children, files, shell, start
 
 from tpdne_cli import devices, fleet, models
 from tpdne_cli.cli import run
@@ -113,6 +114,31 @@ def test_auto_goes_on_without_a_gpu_and_without_noise(gpu, capsys, tiny_model):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("failure", [NO_KERNEL, "CUDA out of memory"])
+def test_auto_goes_on_without_a_gpu_that_cannot_be_used(gpu, capsys, tiny_model, failure):
+    gpu(failure=failure)
+    assert run(["generate", str(tiny_model), "--seed", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_half_precision_cannot_hold_is_no_image(capsys, tiny_model, monkeypatch, tmp_path):
+    """Some GPUs give NaN in float16, which would be black."""
+    conv2d = F.conv2d
+    broken = lambda x, *a, **k: conv2d(x, *a, **k) * (torch.nan if x.dtype == torch.float16 else 1)  # noqa: E731
+    monkeypatch.setattr(F, "conv2d", broken)
+    assert run(["generate", str(tiny_model), "--seed", "1", "--precision", "float16", "-o", "a.png"]) == 1
+    assert "no numbers in float16: use --precision float32" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_auto_takes_the_gpu_where_there_is_one(gpu, monkeypatch):
+    gpu()
+    assert devices.choose("auto") == torch.device("cuda")
+    gpu(available=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.choose("auto") == torch.device("mps")
+
+
 def test_a_network_that_does_not_fit(capsys, tiny_model, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("full")))
     assert run(["generate", str(tiny_model), "--seed", "1", "--precision", "float16"]) == 1
@@ -123,6 +149,7 @@ def test_a_network_that_does_not_fit(capsys, tiny_model, monkeypatch):
     "error",
     [
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory", "torch/_refs"),
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried"),
@@ -135,6 +162,7 @@ def test_a_network_that_does_not_fit(capsys, tiny_model, monkeypatch):
 def test_every_way_of_saying_that_memory_ran_out(error):
     assert devices.is_out_of_memory(error)
     assert not devices.is_out_of_memory(RuntimeError("shapes differ"))
+    assert not devices.is_out_of_memory(OSError(errno.ENOENT, "No such file or directory"))
 
 
 def test_float32_on_cuda_is_no_tf32(monkeypatch):
@@ -214,6 +242,37 @@ def test_a_device_that_fails_ends_the_run_after_what_came_before(tiny_model, mon
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux only")
+
+
+@linux
+@pytest.mark.parametrize("command", ["inspect --verify x.png", "inspect x.png", "bench", "doctor"])
+@pytest.mark.parametrize("end", ["os.abort()", "os._exit(1)", "raise OSError(errno.ENOMEM, 'Cannot allocate memory')"])
+def test_libraries_that_end_a_process_without_memory_do_so_in_a_copy_of_it(tmp_path, monkeypatch, capfd, command, end):
+    """As OpenBLAS and torch do where `ulimit -v` leaves them too little: one sentence, whichever command loads them."""
+    monkeypatch.setattr(devices, "_address_space_is_limited", lambda: True)
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    mother = os.getpid()
+
+    def load(package: str) -> None:
+        assert os.getpid() != mother and package in ("numpy", "torch")
+        faulthandler.disable()  # pytest's
+        exec(f"import errno, os; {end}")
+
+    monkeypatch.setattr(devices, "import_module", load)
+    assert run(command.split()) == 1
+    out, err = capfd.readouterr()
+    assert err == "Error: There is not enough memory to begin: close other programs, or raise the limit (ulimit -v).\n"
+    assert ("packages" in out) == (command == "doctor"), "which tells what it can"
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["inspect --verify -q x.png", "bench", "doctor"])
+def test_a_limit_of_memory_that_not_even_the_libraries_fit_in(tmp_path, tiny_model, command):
+    assert run(["generate", str(tiny_model), "--seed", "1", "-o", "x.png"]) == 0
+    done = shell(f"ulimit -v 500000; tpdne {command}", tmp_path, cold=True)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done.stderr
+    assert done.stderr.startswith(b"Error: There is not enough memory to begin"), done.stderr
 
 
 @pytest.fixture

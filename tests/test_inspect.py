@@ -7,12 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from running import shell
 
 from tpdne_cli import images, metadata
 from tpdne_cli.cli import run
+from tpdne_cli.remaking import Remaker
 
 
 @pytest.fixture
@@ -173,6 +175,27 @@ def test_a_false_or_hostile_recipe(cli, make, tiny_model, changes, verdict, word
     record = json.loads(out[0])
     assert (code, err, record["verdict"]) == (1, "", verdict)
     assert words in record["sentence"] and record["sentence"].count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "levels"),
+    [("float32", "cpu", 0), ("float32", "cuda", 2), ("float16", "cpu", 8), ("bfloat16", "mps", 24), ("odd", "cpu", 0)],
+)
+def test_how_far_an_image_may_be_from_its_recipe(precision, device, levels):
+    """A processor's float32 is exact; what is stated in the README holds for everything else."""
+    assert Remaker(None, "cpu").tolerance({"precision": precision, "device": device}) == levels
+
+
+@pytest.mark.parametrize(
+    ("device", "off", "verdict"), [("cpu", 1, "other pixels"), ("cuda", 2, "verified"), ("cuda", 3, "other pixels")]
+)
+def test_the_command_allows_what_the_readme_says(cli, make, tiny_model, device, off, verdict):
+    (path,) = make("--seed", 5)
+    pixels, recipe = images.read_pixels(path).astype(int), images.read_recipe(path)
+    pixels[3, 4, 1] += off if pixels[3, 4, 1] < 128 else -off
+    Path(path).write_bytes(images.encode(pixels.astype(np.uint8), "png", None, {**recipe, "device": device}))
+    code, (line,), _ = cli("inspect", "--verify", "--model", tiny_model, path, "--json")
+    assert (code, json.loads(line)["verdict"]) == (int(verdict != "verified"), verdict)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--verify"]])

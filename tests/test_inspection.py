@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from test_images import WAYS, face
 
@@ -203,6 +205,79 @@ def test_cropped_resized_and_turned(tmp_path, format, quality):
         save_again(path, change(opened(path)))
         for report in (inspect(path), verify(path, regenerate)):
             says(report, "resized", "64x64 pixels when made", "cropped, resized or turned since")
+
+
+def with_orientation(image: Image.Image, value: int) -> dict[str, Any]:
+    exif = image.getexif()
+    exif[0x0112] = value
+    return {"exif": exif}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_what_a_viewer_turns_is_turned(tmp_path, suffix):
+    path = write(tmp_path)
+    lossless = {".jpg": {}, ".webp": {"lossless": True}, ".png": {}}[suffix]
+    turned = save_again(path, opened(path), suffix, **lossless, **with_orientation(opened(path), 3))
+    for report in (inspect(turned), verify(turned, regenerate)):
+        says(report, "resized", "turned since")
+    upright = save_again(path, opened(path), suffix, **lossless, **with_orientation(opened(path), 1))
+    says(inspect(upright), "rewritten")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_what_is_transparent_vouches_for_nothing(tmp_path, suffix):
+    """A page shows its own picture through it."""
+    path = write(tmp_path)
+    image = opened(path).convert("RGBA")
+    settings = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+    opaque = save_again(path, image, suffix, **settings)
+    says(verify(opaque, regenerate), "verified", "saved again since")
+    alpha = image.getchannel("A")
+    alpha.paste(0, (30, 30, 50, 50))
+    image.putalpha(alpha)
+    seen_through = save_again(path, image, suffix, **settings)
+    assert np.array_equal(images.read_pixels(seen_through), regenerate(RECIPE)), "the colours are there"
+    says(verify(seen_through, regenerate), "changed")
+
+
+def with_chunk(path: Path, kind: bytes, body: bytes) -> Path:
+    data = path.read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(data[:33] + chunk + data[33:])
+    return path
+
+
+PRIMARIES = [31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "verdict"),
+    [
+        (b"gAMA", struct.pack(">I", 45455), "verified"),
+        (b"gAMA", struct.pack(">I", 10_000_000), "changed"),
+        (b"cHRM", struct.pack(">8I", *PRIMARIES), "verified"),
+        (b"cHRM", struct.pack(">8I", *PRIMARIES[:2], *PRIMARIES[:1:-1]), "changed"),
+        (b"cICP", bytes([1, 13, 0, 1]), "verified"),
+        (b"cICP", bytes([9, 18, 0, 1]), "changed"),
+        (b"sRGB", b"\0", "verified"),
+    ],
+)
+def test_what_a_viewer_recolours_is_changed(tmp_path, kind, body, verdict):
+    """Not what says in other words that it is sRGB, as many programs do when they save an image again."""
+    path = with_chunk(write(tmp_path), kind, body)
+    says(inspect(path), "rewritten")
+    says(verify(path, regenerate), verdict)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize(("profile", "verdict"), [("sRGB", "verified"), ("XYZ", "changed"), (None, "changed")])
+def test_colour_profiles(tmp_path, suffix, profile, verdict):
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile(profile)).tobytes() if profile else b"none that can be read"
+    settings = {".jpg": {"quality": 92, "subsampling": "4:4:4"}, ".webp": {"lossless": True}, ".png": {}}[suffix]
+    path = write(tmp_path, "jpg" if suffix == ".jpg" else "png")
+    path = save_again(path, Image.fromarray(regenerate(RECIPE)), suffix, icc_profile=data, **settings)
+    says(inspect(path), "rewritten")
+    says(verify(path, regenerate), verdict)
 
 
 def test_a_generator_of_another_shape(tmp_path):

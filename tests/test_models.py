@@ -12,7 +12,7 @@ import torch
 from checkpoint_writers import dumps, golden_module, nvidia, rosinality, tensorflow
 from conftest import golden, load_tensors
 
-from tpdne_cli import installing, models, seeds, store
+from tpdne_cli import catalogue, download, installing, models, seeds, store
 from tpdne_cli.cli import run
 from tpdne_cli.errors import CheckpointError, ModelNotFoundError, OutputError, SettingsError
 
@@ -131,9 +131,31 @@ def test_nothing_is_installed_of_what_is_no_generator(tmp_path, home):
 
 def test_bundled_generators_stay():
     for name in ("faces", "cats"):
-        assert installing.verify(name)["sha256"]
+        assert installing.verify(name)["recorded"]
         with pytest.raises(SettingsError, match="bundled"):
             installing.remove(name)
+
+
+def test_the_list_of_hashes_is_that_of_the_weights():
+    listed = {file.name: store.file_sha256(file) for file in models.weights_dir().glob("*.safetensors")}
+    assert installing.published() == listed, "cd weights && sha256sum *.safetensors > SHA256SUMS"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("faces", "changed"), ("faces-critic", "changed"), ("faces-critic", "gone")]
+)
+def test_bundled_files_that_are_not_those_of_the_release(tmp_path, monkeypatch, capsys, name, fault):
+    """A bit of a weight in the wrong place draws other people, and nothing else tells."""
+    for file in models.weights_dir().glob("*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(models, "weights_dir", lambda: tmp_path)
+    damaged = tmp_path / f"{name}.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 1
+    damaged.unlink() if fault == "gone" else damaged.write_bytes(data)
+    assert run(["models", "verify", "cats"]) == 0
+    assert run(["models", "verify", "faces"]) == 1
+    assert f"{damaged} has changed or gone since it was installed: install tpdne again." in capsys.readouterr().err
 
 
 def _install(home, source):
@@ -345,3 +367,49 @@ def test_generate_moves_the_scene_of_stylegan3(tmp_path, capsys, monkeypatch):
     assert run(["faces", "--rotate", "3"]) == 2
     assert run(["generate", "faces", "--rotate", "3", "-o", "x.png"]) == 2
     assert "StyleGAN3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ada-ffhq", "stylegan3-r-ffhq-1024x1024"])
+def test_what_is_pulled_is_held_to_its_sha256_and_keeps_its_licence(cli, monkeypatch, tiny_model, name):
+    entry, asked = catalogue.find(name), []
+
+    def fetch(url, on_progress, expected_sha256=None, **_):
+        asked.append((url, expected_sha256))
+        return tiny_model, "0" * 64
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    code, out, err = cli("models", "pull", name, "--accept-licence", "--json")
+    assert code == 0, err
+    assert asked == [(entry.url, entry.sha256)] and entry.licence in err
+    about = models.describe(name)
+    assert (about["licence"], about["origin"]) == (entry.licence, entry.url)
+    assert json.loads(out[0]) == {"name": name, "path": about["path"]}
+
+
+def test_nothing_is_left_of_what_was_removed(tiny_model):
+    path = installing.install(tiny_model, "mine", licence="secret")
+    installing.remove("mine")
+    assert [p.name for p in path.parent.iterdir()] == [".mine.lock"]
+
+
+def test_a_download_in_progress_is_not_cleared_away():
+    path = store.make_cache_dir() / f"{store.url_key('https://h.example/a')}-a.pkl"
+    part, whole = path.with_name(f"{path.name}.part"), store.cache_dir() / "whole.pkl"
+    for file in (part, whole):
+        file.write_bytes(b"x" * 100)
+    with store.locked(path.with_name(f"{path.name}.lock")):
+        assert installing.clear_cache() == (1, 100)
+        assert part.exists() and not whole.exists()
+    installing.clear_cache()
+    assert not part.exists()
+
+
+def test_a_file_of_a_newer_format_asks_for_an_upgrade(tiny_model, tmp_path, monkeypatch):
+    from tpdne_cli.checkpoints import safetensors
+
+    checkpoint = safetensors.read(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "VERSION", 2)
+        safetensors.write(tmp_path / "new.safetensors", checkpoint.arch, checkpoint.config, checkpoint.tensors, {})
+    with pytest.raises(CheckpointError, match=r"newer tpdne \(format 2\): upgrade"):
+        models.load(tmp_path / "new.safetensors")

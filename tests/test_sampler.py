@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpdne_cli import devices, models
+from tpdne_cli import devices, images, models
 from tpdne_cli.errors import DeviceError, SeedError, SettingsError
 from tpdne_cli.remaking import TOLERANCE
 from tpdne_cli.sampler import Sampler, Settings, sample
@@ -63,6 +63,13 @@ def test_truncation_zero_is_the_average_for_every_seed(model):
     assert np.array_equal(got[1], got["x"])
 
 
+@pytest.mark.parametrize("psi", [-0.0, 0, np.float64(-0.0)])
+def test_nothing_is_nothing_whatever_its_sign(model, psi):
+    """One image, one recipe: the bytes of its file, and what a cache keeps, must not tell -0 from 0."""
+    (image,) = sample(model, [1], truncation=psi, attributes={"smile": -0.0})
+    assert str(image.recipe["truncation"]) == "0.0" and "attributes" not in image.recipe
+
+
 def test_recipe_names_everything(model):
     (image,) = sample(model, ["bob"], truncation=0.5, truncation_cutoff=4)
     recipe = image.recipe
@@ -71,6 +78,36 @@ def test_recipe_names_everything(model):
     assert (recipe["truncation"], recipe["truncation_cutoff"], recipe["precision"]) == (0.5, 4, "float32")
     (default,) = sample(model, [1])
     assert default.recipe["truncation"] == 0.8, "the model's own truncation is written out"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_saved_image_says_what_it_is(model, tmp_path, suffix):
+    (image,) = sample(model, ["bob"], 0.5)
+    image.save(tmp_path / f"bob.{suffix}", quality=None if suffix == "png" else 100)
+    assert images.is_marked(tmp_path / f"bob.{suffix}")
+    assert images.read_recipe(tmp_path / f"bob.{suffix}") == image.recipe
+    if suffix != "jpg":
+        assert np.array_equal(images.read_pixels(tmp_path / f"bob.{suffix}"), image.pixels)
+
+
+def test_away_from_the_cpu_all_batches_have_one_shape(model, monkeypatch):
+    """As many images as before come out, those that they were, though the network draws the last one several times."""
+    expected, sizes = pixels(model, range(6)), []
+    sampler, synthesis = Sampler(model, batch_size=4), model.generator.synthesis.forward
+
+    def counted(ws, noise):
+        sizes.append(len(ws))
+        return synthesis(ws, noise)
+
+    def elsewhere(batch):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampler, "device", torch.device("meta"))
+            return Sampler.padded(sampler, batch)
+
+    assert elsewhere([7, "bob"]) == [7, "bob", "bob", "bob"] and elsewhere([1, 2, 3, 4]) == [1, 2, 3, 4]
+    monkeypatch.setattr(sampler, "padded", elsewhere)
+    monkeypatch.setattr(model.generator.synthesis, "forward", counted)
+    assert equal({made.seed: made.pixels for made in sampler(range(6))}, expected) and sizes == [4, 4]
 
 
 def test_images_come_as_they_are_made(model):
@@ -162,7 +199,9 @@ def test_half_precision_keeps_within_the_stated_tolerance(name, precision):
 
 def test_the_probe_reports_a_child_that_dies(monkeypatch):
     monkeypatch.setattr(devices, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
-    assert devices.bfloat16_survives.__wrapped__() is False
+    assert devices.survives.__wrapped__("bfloat16") is False
+    monkeypatch.setattr(devices, "PROBE", "import sys; sys.exit(sys.argv[1] != 'float16')")
+    assert devices.survives.__wrapped__("float16") and not devices.survives.__wrapped__("bfloat16")
 
 
 def test_conditional_models_take_a_class(tmp_path):

@@ -198,6 +198,25 @@ def test_half_precision_stays_close(dtype):
     assert (half - full).abs().mean() / full.std() < (0.01 if dtype == torch.float16 else 0.05)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("what", "exact"), [("styles", True), ("activations", False)])
+def test_half_precision_bears_what_its_range_does_not_hold(what, exact):
+    """Styles and activations that are far beyond 65504 once they are summed up; float32 does not notice."""
+    torch.manual_seed(0)
+    generator = Generator(Config(resolution=32, z_dim=32, w_dim=32, channel_base=512, channel_max=32))
+    for layer in generator.modules():
+        if isinstance(layer, SynthesisLayer):
+            layer.affine.bias.fill_(1000) if what == "styles" else layer.bias.fill_(3e4)
+    prepare(generator)
+    z = torch.randn(4, 32)
+    full = generator(z)
+    generator.synthesis.set_precision(torch.float16)
+    half = generator(z)
+    assert half.isfinite().all()
+    if exact:
+        assert (half - full).abs().mean() / full.std() < 0.01
+
+
 def test_torgb_learns_in_bfloat16_what_it_does_in_float32():
     torch.manual_seed(0)
     layer = ToRGB(32, 16, Config(resolution=16, w_dim=8))

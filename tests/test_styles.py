@@ -154,6 +154,33 @@ def test_settings_out_of_range(model, deep_model):
         list(mix(model, [1], [-2]))
 
 
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """16 pixels, of three classes."""
+    torch.manual_seed(0)
+    config = Config(resolution=16, z_dim=8, w_dim=8, c_dim=3, mapping_layers=2, channel_base=128, channel_max=8)
+    path = tmp_path_factory.mktemp("models") / "classes.safetensors"
+    models.save(path, "stylegan2", config, Generator(config).state_dict(), {"truncation": 0.8})
+    return models.load(path)
+
+
+def test_every_function_takes_the_settings_that_it_is_given(classes):
+    given = {"truncation": 0.3, "truncation_cutoff": 2, "noise": "none", "class_index": 2}
+    how = {"batch_size": 1, "device": "cpu", "precision": "float32"}
+    for made in (
+        sample(classes, [1], **given, **how),
+        interpolate(classes, [1, 2], 2, **given, **how),
+        mix(classes, [1], [2], **given, **how),
+        vary(classes, 1, 1, **given, **how),
+    ):
+        assert given.items() <= next(made).recipe.items()
+
+
+def test_the_command_of_a_class_names_it(cli, classes):
+    assert cli("generate", classes.path, "--seed", 7, "--class", 2, "-o", "a.png")[0] == 0
+    assert cli("inspect", "a.png")[1][1].endswith("--class 2")
+
+
 def test_images_are_made_again_from_their_recipes(deep_model):
     samples = [
         *list(interpolate(deep_model, [1, "two", 3], 7, loop=True, easing="in", noise="random"))[2:4],

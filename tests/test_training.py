@@ -693,6 +693,17 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir()), "what is half written does not stay on a full disk"
 
 
+def test_want_of_memory_is_one_sentence(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Run) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(Run, "step", full)
+    with pytest.raises(
+        TrainingError, match=r"not enough memory on cpu for batches of 4 pictures: give a smaller --batch"
+    ):
+        train(tiny(pictures, tmp_path / "run"))
+
+
 def test_freezing_needs_something_to_freeze(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(TrainingError, match="needs a model"):
         tiny(pictures, tmp_path, freeze_critic=1)
@@ -860,6 +871,7 @@ def test_a_signal_stops_with_a_checkpoint_that_goes_on(
     child.send_signal(number)
     out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (130, b""), err
+    assert b"Stopping with a checkpoint; once more stops at once." in err
     words = err.decode().splitlines()[-1].split("Go on with: tpdne ")[1].split()
     assert not (tmp_path / "mine.safetensors").exists()
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from itertools import count, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpdne_cli import __version__, devices
+from tpdne_cli import __version__, devices, fleet
 from tpdne_cli.errors import DeviceError
 from tpdne_cli.files import write_atomic
 from tpdne_cli.pipeline import Encoding, write_files
@@ -260,9 +260,14 @@ def measure_files(sampler: Sampler, encoding: Encoding, folder: Path, shares: Ma
 
 
 def measure_together(sampler: Sampler, encoding: Encoding, folder: Path, seconds: float, each: float) -> float:
-    """Seconds per image of whole batches from seeds to files. each: about how long one image takes."""
+    """Seconds per image of whole batches from seeds to files, by as many processes as generating so many takes.
+
+    each: about how long one image takes.
+    """
     batches = max(1, round(seconds / each / sampler.batch_size))
     seeds = range(batches * sampler.batch_size)
+    maker = fleet.spread(sampler, sampler, len(seeds))
+    list(maker(seeds[: fleet.processes(sampler, len(seeds)) * sampler.batch_size]))  # warms each of them up
     start = time.perf_counter()
-    done = list(write_files(((sample, folder / f"{sample.seed}") for sample in sampler(seeds)), encoding))
+    done = list(write_files(((sample, folder / f"{sample.seed}") for sample in maker(seeds)), encoding))
     return (time.perf_counter() - start) / len(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import platform
@@ -11,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,24 +37,26 @@ NO_ROOM = "There is not enough memory to begin: close other programs, or raise t
 
 # Run in a child process: on virtual machines that advertise matrix units without tiles, bfloat16 kills the caller.
 PROBE = """
+import sys
 import torch
-a = torch.randn(64, 64, dtype=torch.bfloat16)
-x = torch.randn(2, 64, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-w = torch.randn(64, 64, 3, 3, dtype=torch.bfloat16)
+dtype = getattr(torch, sys.argv[1])
+a = torch.randn(64, 64, dtype=dtype)
+x = torch.randn(2, 64, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
+w = torch.randn(64, 64, 3, 3, dtype=dtype)
 results = [a @ a, torch.conv2d(x, w), torch.conv_transpose2d(x, w, stride=2)]
 raise SystemExit(0 if all(r.isfinite().all() for r in results) else 1)
 """
 
 
 def choose(name: str) -> torch.device:
-    """'auto' (CUDA, then Apple's MPS, then CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> a device that is there.
+    """'auto' (CUDA, then Apple's MPS, then CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> a device that can be used.
 
     Raises DeviceError for one that is not.
     """
     import torch
 
     if name == "auto":
-        name = "cuda" if cuda_problem() is None else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = _usable_cuda() or ("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -68,6 +72,18 @@ def choose(name: str) -> torch.device:
         if torch.get_num_threads() > cores():
             torch.set_num_threads(cores())
     return device
+
+
+def _usable_cuda() -> str | None:
+    """The first GPU that can be used: one may be too old for this build of torch, or full. `tpdne doctor` says why."""
+    import torch
+
+    count = torch.cuda.device_count() if cuda_problem() is None else 0
+    for name in ("cuda", *(f"cuda:{i}" for i in range(1, count)))[:count]:
+        with suppress(DeviceError):
+            _check_cuda(torch.device(name))
+            return name
+    return None
 
 
 def _check_cuda(device: torch.device) -> None:
@@ -125,12 +141,16 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-@functools.cache
 def bfloat16_survives() -> bool:
-    """Whether a child process lives through bfloat16 products and convolutions on this CPU."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return survives("bfloat16")
+
+
+@functools.cache
+def survives(precision: str) -> bool:
+    """Whether a child process lives through products and convolutions in a precision on this CPU."""
+    command, environment = [sys.executable, "-c", PROBE, precision], {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=120, env=environment)
+        probe = subprocess.run(command, capture_output=True, timeout=120, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return probe.returncode == 0
@@ -175,6 +195,8 @@ def is_out_of_memory(error: Exception) -> bool:
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # torch's, which to import may fail
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     text = str(error).lower()
     if isinstance(error, ImportError):
@@ -282,6 +304,14 @@ def rehearse(work: Callable[[], object]) -> None:
         _rehearse(work)
     if os.waitpid(pid, 0)[1] != 0:
         raise DeviceError(NO_ROOM)
+
+
+def rehearse_import(package: str) -> None:
+    """Before a first import of torch or numpy, which ends the process where address space is too limited for it.
+
+    Raises DeviceError there; returns at once where nothing is limited.
+    """
+    rehearse(lambda: import_module(package))
 
 
 def _rehearse(work: Callable[[], object]) -> NoReturn:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import metadata
+from . import containers, metadata
 from .errors import ImageError, SettingsError
 from .files import write_atomic as write_atomic  # the last arrow of the data path, for callers of this room
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:  # numpy and Pillow are imported where pixels are touched: rea
 
 MAX_PIXELS = 89_478_485  # what Pillow takes for harmless
 MAX_SIDE = 16_383  # of WebP, the smallest limit of the three
+
+# What sRGB is in the words of a PNG (PNG specification, sections 11.3.2.1, 11.3.2.5 and 11.3.2.6): editors write it so.
+_GAMMA = 0.45455
+_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_CODES = bytes([1, 13, 0, 1])
+_PROFILE_BOUND = 8  # levels of 255 by which a colour profile may move pixels and still count as one of sRGB
 
 
 class Format(NamedTuple):
@@ -117,6 +124,57 @@ def read_pixels(source: str | os.PathLike[str] | bytes) -> Pixels:
     million), before any memory is taken for them.
     """
     import numpy as np
+
+    with _opened(source) as image:
+        decoded = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        return decoded.reshape(image.height, image.width, -1)
+
+
+def is_turned(source: str | os.PathLike[str] | bytes) -> bool:
+    """Whether viewers turn or mirror what `read_pixels` gives, because the file tells them to. Raises ImageError."""
+    with _opened(source) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return image.getexif().get(0x0112) in range(2, 9)  # Exif's Orientation; 1 is upright
+
+
+def is_recoloured(source: str | os.PathLike[str] | bytes) -> bool:
+    """Whether viewers show other colours than `read_pixels` gives: some are transparent, or not meant as sRGB.
+
+    Raises ImageError.
+    """
+    with _opened(source) as image:
+        image.load()
+        if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
+            return True
+        told = [image.info.get("gamma", _GAMMA), *image.info.get("chromaticity", _PRIMARIES)]
+        profile = image.info.get("icc_profile")
+        if any(abs(a - b) > 0.01 for a, b in zip(told, (_GAMMA, *_PRIMARIES), strict=True)) or (
+            profile and not _is_srgb(profile, image)
+        ):
+            return True
+    with containers.opened(source) as file:
+        codes = [containers.read_at(file, b.start, b.length) for b in containers.blocks(file) if b.kind == b"cICP"]
+    return any(code != _CODES for code in codes)
+
+
+def _is_srgb(profile: bytes, image: Any) -> bool:
+    """Whether a colour profile leaves an image as sRGB shows it."""
+    import numpy as np
+    from PIL import ImageCms
+
+    image = image if image.mode == "L" else image.convert("RGB")
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        shown = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except Exception:  # viewers may ignore a broken one, or not: who knows
+        return False
+    moved = np.abs(np.asarray(shown, np.int16) - np.asarray(image.convert("RGB")))
+    return int(moved.max()) <= _PROFILE_BOUND
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[Any]:
+    """The file as Pillow opens it; what goes wrong with it is an ImageError."""
     from PIL import Image
 
     name = metadata.name_of(source)
@@ -126,9 +184,8 @@ def read_pixels(source: str | os.PathLike[str] | bytes) -> Pixels:
         file = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(file, formats=["PNG", "JPEG", "WEBP"])
-        decoded = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        return decoded.reshape(image.height, image.width, -1)
+            image = Image.open(file, formats=["PNG", "JPEG", "WEBP"])
+        yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} claims too many pixels to be harmless: give a smaller image.") from error
     except Exception as error:  # damage leads Pillow's decoders to exceptions of every kind

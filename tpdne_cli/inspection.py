@@ -84,7 +84,10 @@ def _look(path: str | os.PathLike[str]) -> tuple[Report, metadata.Marks, Pixels 
         pixels = images.read_pixels(path)
         size = pixels.shape[1], pixels.shape[0]
     assert size is not None
-    return _examine(path, *size, marks), marks, pixels
+    report = _examine(path, *size, marks)
+    if pixels is not None and report.recipe is not None and images.is_turned(path):
+        report = _with_sentence(replace(report, verdict="resized"), marks)
+    return report, marks, pixels
 
 
 def verify(
@@ -105,6 +108,8 @@ def verify(
         return unverifiable(path, "It has more pixels than are read here.")
     if pixels is None or _is_animated(path):  # one true frame would vouch for all the others
         return unverifiable(path, "It is an animation, and only single images are.")
+    if images.is_recoloured(path):  # the pixels may be the same, but nobody sees them
+        return _with_sentence(replace(report, verdict="changed"), marks)
     format, quality = _encoding(marks)
     again = images.resize(regenerate(report.recipe), max(pixels.shape[:2]))
     again = images.read_pixels(images.encode(again, format, quality))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _check_critic(checkpoint: Checkpoint, source: str) -> None:
 def _write(target: Path, checkpoint: Checkpoint) -> None:
     from tpdne_cli.checkpoints import safetensors
 
-    critic = target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
+    critic = _critic(target)
     if checkpoint.discriminator_tensors is not None and checkpoint.discriminator_config is not None:
         arch, config = "stylegan2-discriminator", checkpoint.discriminator_config
         safetensors.write(critic, arch, config, checkpoint.discriminator_tensors, {})
@@ -111,8 +111,12 @@ def _write(target: Path, checkpoint: Checkpoint) -> None:
     safetensors.write(target, checkpoint.arch, checkpoint.config, checkpoint.tensors, checkpoint.meta)
 
 
+def _critic(target: Path) -> Path:
+    return target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
+
+
 def _files(target: Path) -> list[Path]:
-    critic = target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
+    critic = _critic(target)
     return [target, *([critic] if critic.exists() else [])]
 
 
@@ -152,22 +156,42 @@ def remove(name: str) -> list[Path]:
 
 
 def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Check a generator's file and its critic's: hashes against the record of the installation, shapes, numbers.
+    """Check a generator's file and its critic's: hashes against those recorded when it came, shapes, numbers.
 
     Returns {"name", "path", "sha256", "recorded"}. Raises CheckpointError where anything is wrong.
     """
     from tpdne_cli.critic import Critic
 
     path = models.find(name)
-    recorded = store.read_json(store.record_path(path)).get("files", {})
-    for file in _files(path):
-        expected = recorded.get(file.name) if isinstance(recorded, dict) else None
-        if expected is not None and store.file_sha256(file) != expected:
-            raise CheckpointError(f"{file} has changed since it was installed: import it again.")
+    recorded, way_out = _recorded(path)
+    for file in (path, _critic(path)):
+        if file.name in recorded and not (file.is_file() and store.file_sha256(file) == recorded[file.name]):
+            raise CheckpointError(f"{file} has changed or gone since it was installed: {way_out} again.")
     model = models.load(path)
     if len(_files(path)) > 1:
         Critic.load(model)
     return {"name": path.stem, "path": str(path), "sha256": model.sha256, "recorded": path.name in recorded}
+
+
+def _recorded(path: Path) -> tuple[Mapping[str, Any], str]:
+    """The SHA-256 of a generator's files by their names, where they were recorded; how to get them again."""
+    if path.resolve().parent == models.weights_dir().resolve():
+        return published(), "install tpdne"
+    files = store.read_json(store.record_path(path)).get("files")
+    return files if isinstance(files, dict) else {}, "import it"
+
+
+def published() -> dict[str, str]:
+    """The SHA-256 of each bundled file by its name, which the release lists in sha256sum's format; empty without list.
+
+    After a change of the weights: cd weights && sha256sum *.safetensors > SHA256SUMS
+    """
+    listed: dict[str, str] = {}
+    with suppress(OSError):
+        for line in (models.weights_dir() / "SHA256SUMS").read_text(errors="replace").splitlines():
+            digest, _, name = line.partition("  ")
+            listed[name] = digest
+    return listed
 
 
 def cached() -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ GIF_KEY = b"\x0bXMP DataXMP"
 GIF_END = bytes([1, *range(255, -1, -1), 0])  # leads a decoder that knows no XMP out of the packet
 MP4_KEY = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP Specification part 3, section 1.1.5 (MPEG-4)
 _WEBP_XMP_FLAG = 0x04
+_COLOURS = {b"gAMA", b"cHRM", b"iCCP", b"sRGB", b"cICP", b"\xe2", b"ICCP"}  # of PNG, JPEG (APP2) and WebP
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -74,11 +75,15 @@ def compact(value: Mapping[str, Any]) -> str:
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:
     """Raises ImageError for a recipe that no file holds, before anything is drawn for it."""
-    _packet(recipe, _LONGEST)
+    packet(recipe, _LONGEST)
 
 
-def _packet(recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
-    packet = _PACKET.format(
+def packet(recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
+    """The XMP packet that says: synthetic, made by tpdne, from `recipe`; image: how the file was written.
+
+    Raises ImageError for a recipe that does not fit.
+    """
+    text = _PACKET.format(
         xmp=_XMP,
         iptc=_IPTC,
         ours=_OURS,
@@ -87,12 +92,12 @@ def _packet(recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
         image=html.escape(compact(image), quote=False),
         recipe=html.escape(compact(recipe), quote=False),
     ).encode()
-    if len(packet) > MAX_PACKET:
+    if len(text) > MAX_PACKET:
         raise ImageError(
-            f"The recipe takes {len(packet):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
+            f"The recipe takes {len(text):,} bytes of metadata and an image holds {MAX_PACKET:,}: "
             "use a shorter seed or fewer of them, or leave the metadata out (--no-metadata)."
         )
-    return packet
+    return text
 
 
 def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> bytes:
@@ -101,26 +106,26 @@ def embed(data: bytes, recipe: Mapping[str, Any], image: Mapping[str, Any]) -> b
     `image` says how the file was written; its fingerprint is added here. Same arguments, same bytes: no clock is read.
     Raises ImageError for a recipe that does not fit.
     """
-    packet = _packet(recipe, {**image, "data": fingerprint(data)})
+    marks = packet(recipe, {**image, "data": fingerprint(data)})
     if data.startswith(PNG):
-        chunk = b"iTXt" + _PNG_KEY + b"\0\0\0\0\0" + packet
+        chunk = b"iTXt" + _PNG_KEY + b"\0\0\0\0\0" + marks
         at = 33  # behind IHDR, before the pixels: a reader finds it without reading them
         return data[:at] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
     if data.startswith(JPEG):
         at = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2  # JFIF wants to be first
-        segment = _JPEG_KEY + packet
+        segment = _JPEG_KEY + marks
         return data[:at] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[at:]
-    return _embed_webp(data, packet, int(image["width"]), int(image["height"]))
+    return _embed_webp(data, marks, int(image["width"]), int(image["height"]))
 
 
-def _embed_webp(data: bytes, packet: bytes, width: int, height: int) -> bytes:
+def _embed_webp(data: bytes, marks: bytes, width: int, height: int) -> bytes:
     """A still or moving WebP in the extended layout, which alone may carry XMP (RFC 9649, section 2.7)."""
     body = data[12:]
     if body[:4] != b"VP8X":
         canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         body = b"VP8X" + struct.pack("<I", 10) + bytes(4) + canvas + body
     body = body[:8] + bytes([body[8] | _WEBP_XMP_FLAG]) + body[9:]
-    body += b"XMP " + struct.pack("<I", len(packet)) + packet + b"\0" * (len(packet) % 2)
+    body += b"XMP " + struct.pack("<I", len(marks)) + marks + b"\0" * (len(marks) % 2)
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -145,15 +150,16 @@ def read_marks(source: str | os.PathLike[str] | bytes) -> Marks:
 
 
 def fingerprint(source: str | os.PathLike[str] | bytes) -> str:
-    """SHA-256 (hex) of the parts of a file that hold pixels: other metadata may come and go, a changed pixel shows.
+    """SHA-256 (hex) of the parts of a file that hold pixels or say how colours are meant, which ours do not.
 
+    Other metadata may come and go, a changed pixel shows.
     Of PNG, JPEG and WebP; our GIF and MP4 files tell none to compare with.
     Raises ImageError for what is not an image or cannot be read.
     """
     digest = hashlib.sha256()
     with opened(source) as file:
         for block in blocks(file):
-            if block.is_pixels:
+            if block.is_pixels or block.kind in _COLOURS:
                 digest.update(block.kind + block.length.to_bytes(8, "big"))
                 digest.update(read_at(file, block.start, block.length))
     return digest.hexdigest()

@@ -80,8 +80,9 @@ class Settings:
                 f"{model.name} cannot be rotated or translated: only StyleGAN3 goes on beyond its frame."
             )
         chosen = directions.check(self.attributes, model.directions, model.name)
+        psi = float(psi) + 0.0  # -0.0 gives the same image, and is to have the same recipe
         return dataclasses.replace(
-            self, truncation=float(psi), truncation_cutoff=cutoff, class_index=self._class(model), attributes=chosen
+            self, truncation=psi, truncation_cutoff=cutoff, class_index=self._class(model), attributes=chosen
         )
 
     def _class(self, model: Model) -> int | None:
@@ -207,7 +208,10 @@ class Sampler:
             ws = map(padded)
             if self.step is not None:
                 ws = ws + torch.from_numpy(self.step).to(ws.device)
-            pixels = to_uint8(self.generator.synthesis(ws, noise))[: len(batch)].cpu().numpy()
+            images = self.generator.synthesis(ws, noise)
+            if self.precision != torch.float32 and not images.isfinite().all():
+                raise DeviceError(f"{self.device} gives no numbers in {self.precision_name}: use --precision float32.")
+            pixels = to_uint8(images)[: len(batch)].cpu().numpy()
         return pixels, (time.perf_counter() - start) / len(batch)
 
     def padded(self, batch: list[T]) -> list[T]:
@@ -232,6 +236,10 @@ class Sampler:
         ws: torch.Tensor = self.generator.mapping(z_on_device, c, psi, cutoff)
         return ws
 
+    @property
+    def precision_name(self) -> str:
+        return str(self.precision).removeprefix("torch.")
+
     def recipe(self, seed: Seed) -> dict[str, Any]:
         """All that names this image: model, weights, seed, settings, version."""
         return {
@@ -239,7 +247,7 @@ class Sampler:
             "weights": self.model.sha256,
             "seed": seed,
             **self.settings.recipe(),
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": self.precision_name,
             "device": self.device.type,
             "version": __version__,
         }

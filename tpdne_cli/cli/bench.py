@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tpdne_cli import devices
 from tpdne_cli.cli import options
 from tpdne_cli.cli.generate import complete_model
 from tpdne_cli.cli.output import Output
@@ -54,6 +55,7 @@ def bench(
     tpdne bench
     tpdne bench dishes.safetensors --batch-size 4 --json | jq .ratio
     """
+    devices.rehearse_import("torch")
     from tpdne_cli import benchmark, models
     from tpdne_cli.pipeline import Encoding
     from tpdne_cli.sampler import Sampler

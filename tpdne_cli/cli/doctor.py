@@ -32,29 +32,29 @@ def doctor(as_json: bool) -> int:
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(what, value) for people; the home directory is left out of paths."""
+    """(what, value) for people, of all that could be told; the home directory is left out of paths."""
     yield "tpdne", found["tpdne"]
     yield "python", at_home(found["python"])
     yield "platform", found["platform"]
-    yield "packages", ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items())
-    processor = found["processor"]
-    yield "processor", f"{processor['name']}, cores: {processor['cores']}{gigabytes(processor['memory'])}"
-    for entry in found["devices"]:
+    for what in ("packages", "optional"):
+        yield what, ", ".join(f"{name} {version or 'MISSING'}" for name, version in found[what].items())
+    if processor := found["processor"]:
+        yield "processor", f"{processor['name']}, cores: {processor['cores']}{gigabytes(processor['memory'])}"
+    for entry in found["devices"] or ():
         state = "usable" if entry["usable"] else f"not usable: {entry['reason']}"
         yield entry["device"], f"{entry.get('name', '')}{gigabytes(entry.get('memory'))} {state}".strip(" ,")
-    yield (
-        "precisions",
-        ", ".join(f"{name} {'works' if works else 'fails'}" for name, works in found["precisions"].items()),
-    )
-    for place, path in found["places"].items():
+    if precisions := found["precisions"]:
+        yield "precisions", ", ".join(f"{name} {'works' if works else 'fails'}" for name, works in precisions.items())
+    for place, path in (found["places"] or {}).items():
         yield place, at_home(path)
     for model in found["models"]:
         yield (
             model["name"],
-            model.get("problem") or f"{model['arch']}, {model['bytes']} bytes, sha256 {model['sha256']}",
+            model.get("problem") or f"{model['arch'] or '?'}, {model['bytes']} bytes, sha256 {model['sha256']}",
         )
     test = found["self_test"]
-    yield "self-test", f"{'passed' if test['passed'] else 'FAILED'} in {test.get('seconds', 0):.1f} s"
+    took = f" in {test['seconds']:.1f} s" if "seconds" in test else ", not even tried"
+    yield "self-test", f"{'passed' if test['passed'] else 'FAILED'}{took}"
 
 
 def gigabytes(count: int | None) -> str:

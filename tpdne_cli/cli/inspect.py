@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from tpdne_cli import devices
 from tpdne_cli.cli.output import Output, complain, one_line
 from tpdne_cli.errors import ImageError, ModelNotFoundError, SeedError, SettingsError
 from tpdne_cli.files import is_temporary
@@ -36,6 +37,7 @@ def inspect(images: tuple[str, ...], verify: bool, model: str | None, device: st
     if not verify and model is not None:
         raise click.UsageError("--model says what to make images again with: add --verify")
     output = Output(as_json, quiet)
+    devices.rehearse_import("torch" if verify else "numpy")
     examine = prover(model, device) if verify else claims
     proven = True
     for path in expand(images):

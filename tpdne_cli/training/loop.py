@@ -20,7 +20,7 @@ from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training import checkpoint, data, growth, losses, sheets
 from tpdne_cli.training.augment import Ada, DiffAugment
 from tpdne_cli.training.config import Stage, TrainConfig, parse_schedule
-from tpdne_cli.training.precision import choose_dtype
+from tpdne_cli.training.precision import choose_dtype, tuned
 
 LOG = "log.jsonl"
 
@@ -82,11 +82,19 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     device = devices.choose(config.device)
     used = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(used):  # the caller's random numbers stay as they were
-        run = Run(config, checkpoint.load(run_dir) if resume else None)
-        for progress in run.until(should_stop):
-            on_progress(progress)
-        return run.save()
+    try:
+        with torch.random.fork_rng(used), tuned(device):  # the caller's random numbers stay as they were
+            run = Run(config, checkpoint.load(run_dir) if resume else None)
+            for progress in run.until(should_stop):
+                on_progress(progress)
+            return run.save()
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"There is not enough memory on {device} for batches of {config.batch} pictures: "
+            "give a smaller --batch, with --resume where the run has begun."
+        ) from None
 
 
 class Run:

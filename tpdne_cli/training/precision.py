@@ -1,10 +1,11 @@
-"""The number format in which a run's convolutions compute."""
+"""How a run's convolutions compute: in which number format, by which of cuDNN's ways."""
 
 from __future__ import annotations
 
 import functools
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -54,6 +55,15 @@ def choose_dtype(precision: str, device: torch.device, before: str | None = None
     if gain == 0:
         raise DeviceError("bfloat16 crashes or fails on this processor: use --precision float32.")
     return torch.bfloat16
+
+
+def tuned(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA convolutions are tried out in each of their shapes, of which a stage has few, and the fastest kept."""
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda":
+        return nullcontext()
+    found: AbstractContextManager[None] = cudnn.flags(enabled=True, benchmark=True, allow_tf32=cudnn.allow_tf32)
+    return found
 
 
 @functools.cache
