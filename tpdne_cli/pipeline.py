@@ -7,6 +7,7 @@ the window holds, so memory stays flat however many are made.
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,8 @@ from tpdne_cli.sampler import Sample
 T = TypeVar("T")
 R = TypeVar("R")
 
-WORKERS = 2  # encoders are several times faster than a CPU's network; a GPU wants more
+# Encoders: two keep up with a CPU's network, a GPU wants more (0.1 s for a PNG of 1024 px).
+WORKERS = max(2, min(16, os.cpu_count() or 2))
 OUT_OF_MEMORY = ("out of memory", "codec configuration error")  # in the words of Pillow's encoders
 WINDOW = 64  # images that may wait for an encoder or for their turn
 
