@@ -138,6 +138,63 @@ def test_a_walk_arrives_at_the_next(page):
     assert sum("frame=" in name for name in asked) == 23
 
 
+def test_what_is_asked_for_during_a_walk_ends_it(page):
+    page.open("/tiny/1")
+    page.changes(lambda: page.press(Keys.SPACE))
+    canvas = page.find("walk-canvas")
+    page.press("w")
+    page.changes(page.browser.back)
+    page.wait(lambda: not canvas.is_displayed())
+    assert page.image == "/tiny/1.png" and page.address == "/tiny/1"
+    page.press("w")
+    assert canvas.is_displayed()
+    page.find("truncation").send_keys(Keys.HOME)
+    page.wait(lambda: not canvas.is_displayed())
+    page.wait(lambda: page.image.endswith("?truncation=0"))
+    assert page.image == "/tiny/1.png?truncation=0" and page.address == "/tiny/1?truncation=0"
+    assert page.find("download").get_attribute("href") == page.base + page.image
+
+
+def test_who_went_by_is_had_back(page):
+    first = page.open("/").image
+    second = page.changes(lambda: page.press(Keys.SPACE))
+    assert page.changes(lambda: page.press(Keys.ARROW_LEFT)) == first
+    second = page.changes(lambda: page.press(Keys.SPACE))
+    page.browser.get(page.base + "/how")
+    page.browser.back()
+    page.wait(lambda: page.image == second)
+    assert page.address == "/"
+    page.browser.refresh()
+    page.wait(lambda: page.run("return document.getElementById('face')?.naturalWidth > 0"))
+    assert page.image not in (first, second), "a reload is still somebody new"
+
+
+def test_how_unusual_anybody_is_outlives_a_reload(page):
+    page.open("/")
+    page.find("truncation").send_keys(Keys.HOME)
+    page.wait(lambda: page.address == "/?truncation=0")
+    assert page.changes(page.browser.refresh).endswith(".png?truncation=0")
+
+
+def test_a_picture_that_cannot_be_had_is_told_to_everybody(page):
+    page.open("/")
+    try:
+        page.browser.execute_cdp_cmd("Network.enable", {})
+        page.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*.png*"]})
+        page.press(Keys.SPACE)  # the next is there already
+        page.wait(lambda: "Another" in page.find("news").get_attribute("textContent"))
+        page.press(Keys.SPACE)
+        page.wait(page.find("news").is_displayed)
+        page.wait(lambda: page.find("news").text.startswith("That picture could not be fetched."))
+        page.browser.get(page.base + "/")
+        page.wait(lambda: page.find("news").text.startswith("That picture could not be fetched."))
+    finally:
+        page.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+        page.browser.get_log("browser")  # that pictures were blocked
+    page.changes(page.find("next").click)
+    assert page.find("news").size == {"width": 1, "height": 1}, "for screen readers again"
+
+
 def test_the_slider_changes_how_unusual_the_face_is(page):
     page.open("/tiny/1")
     page.find("truncation").send_keys(Keys.HOME)
@@ -145,8 +202,10 @@ def test_the_slider_changes_how_unusual_the_face_is(page):
     page.wait(lambda: page.address == "/tiny/1?truncation=0")
     assert page.find("download").get_attribute("href").endswith("/tiny/1.png?truncation=0")
     page.open(page.address)
-    assert page.find("truncation").get_attribute("value") == "0"
+    slider = page.find("truncation")
+    assert slider.get_attribute("value") == "0"
     assert page.changes(page.find("next").click).endswith("truncation=0")
+    assert page.changes(lambda: slider.send_keys(Keys.SPACE)), "whoever touched the slider goes on with the keys"
 
 
 def test_the_recipe_is_shown_and_put_away(page):
@@ -154,7 +213,7 @@ def test_the_recipe_is_shown_and_put_away(page):
     page.find("recipe").click()
     dialog = page.find("recipe-dialog")
     page.wait(dialog.is_displayed)
-    assert page.find("recipe-command").text == "tpdne generate tiny --seed 1"
+    assert page.find("recipe-command").text == "tpdne generate tiny.safetensors --seed 1"
     assert json.loads(page.find("recipe-json").text)["seed"] == 1
     page.press(Keys.ESCAPE)
     page.wait(lambda: not dialog.is_displayed())
@@ -191,6 +250,38 @@ def test_no_width_makes_it_scroll_sideways(page, width):
         page.browser.get(page.base + address)
         assert page.run("return document.documentElement.scrollWidth") <= width, address
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (360, 640), (640, 400)])
+def test_nothing_is_cut_off_and_nothing_too_small_to_see(page, width, height):
+    """320 x 256 is a screen of 1280 x 1024 at 400 %."""
+    page.browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        page.open("/")
+        for name in ("#face", "#next", "#walk", "#truncation", ".links", "h1"):
+            place = page.run("return document.querySelector(arguments[0]).getBoundingClientRect()", name)
+            assert 0 <= place["left"] < place["right"] <= width, name
+        page.browser.get(page.base + "/how")
+        widths = page.run("return [...document.querySelectorAll('.row img')].map(image => image.clientWidth)")
+        assert min(widths) >= 80
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_large_picture_takes_the_room_there_is(page):
+    page.browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 2560, "height": 1440, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        page.open("/")
+        width = "return document.querySelector('.frame').clientWidth"
+        assert page.run(width) == 544
+        page.run("document.querySelector('figure').className = 'large'")
+        assert page.run(width) == 1024
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1440, 900), (390, 664)])

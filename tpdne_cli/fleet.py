@@ -123,7 +123,7 @@ def _serve(maker: Maker, connection: Connection, inherited: Iterable[Connection]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for end in inherited:
             end.close()
-        _be_expendable()
+        be_expendable()
         import torch
 
         torch.set_num_threads(threads)
@@ -140,7 +140,7 @@ def _serve(maker: Maker, connection: Connection, inherited: Iterable[Connection]
         os._exit(0)
 
 
-def _be_expendable() -> None:
+def be_expendable() -> None:
     """The kernel of a machine without memory kills this process first; what dies says nothing, its parent does."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

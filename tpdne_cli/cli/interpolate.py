@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tpdne_cli import interpolation
 
 KEYS = 4  # of a walk that is given none
-MOVING = ("gif", "webp", "png", "mp4")
 NOT_OURS = re.compile(r".*\.(jpe?g|avi|avif|mov|m4v|mkv|webm|mpe?g|tiff?|bmp|pdf)", re.IGNORECASE)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
+from tpdne_cli import devices
 from tpdne_cli import models as registry
 from tpdne_cli.cli import options
 from tpdne_cli.cli.output import Output
@@ -58,6 +60,8 @@ def serve(model: tuple[str, ...], **given: Any) -> None:
 
     The first MODEL is the one at /; with none, all installed ones are shown.
     """
+    token = token_of(given["token"])
+    devices.rehearse_import("torch")
     try:
         from tpdne_cli.web import app, crew, server
         from tpdne_cli.web.guard import Rules
@@ -76,21 +80,29 @@ def serve(model: tuple[str, ...], **given: Any) -> None:
     studio = Studio(list(names), staff, limits, Metrics())
     studio.load(next(iter(names)))
     hosts = frozenset(name.lower() for name in (given["host"], *given["allow_host"]))
-    site = app.create(studio, Rules(hosts, given["token"] or None, given["rate"]))
+    site = app.create(studio, Rules(hosts, token, given["rate"]))
     try:
         bound = server.listen(given["host"], given["port"])
     except OSError as error:
         where = f"{given['host']}:{given['port']}"
         raise click.ClickException(f"Cannot listen at {where} ({error.strerror}): choose another --port.") from None
     url = server.url_of(bound)
-    if not is_loopback(bound) and not given["token"]:
+    if not is_loopback(bound) and token is None:
         output.note("Everybody who reaches this machine can use it: --token and --rate set limits.")
 
     def ready() -> None:
         output.result(url, {"url": url, "models": list(names)})
         output.note("Ctrl-C stops it.")
 
-    server.run(site, bound, ready, given["behind_proxy"])
+    server.run(site, bound, ready, lambda: staff.is_well, given["behind_proxy"])
+
+
+def token_of(given: str | None) -> str | None:
+    """The token to ask for. An empty one (an unset variable, an empty secret) would open the server to everybody."""
+    token = os.environ.get("TPDNE_TOKEN") if given is None else given  # click takes an empty variable for none at all
+    if token is not None and not token.strip():
+        raise click.UsageError("The token is empty: give --token (or TPDNE_TOKEN) a text, or leave it out.")
+    return token
 
 
 def default_models() -> list[str]:

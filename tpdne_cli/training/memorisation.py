@@ -49,11 +49,6 @@ def shrink(pictures: Tensor) -> Tensor:
     return torch.cat(parts).div_((3 * SMALL * SMALL) ** 0.5)
 
 
-def with_mirrors(pictures: Tensor) -> Tensor:
-    """The pictures [N, C, H, W] and behind them their mirror images, [2N, C, H, W]."""
-    return torch.cat([pictures, pictures.flip(3)])
-
-
 def compare(samples: Tensor, space: Space) -> tuple[dict[str, Any], Tensor, Tensor]:
     """A report, and for each sample's row the distance to its nearest photograph and that one's number (of 2N).
 

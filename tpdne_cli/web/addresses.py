@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
@@ -25,7 +26,10 @@ TRUNCATIONS = (-2.0, 2.0)
 AMOUNTS = (-10.0, 10.0)  # of a step along a direction
 MAX_ATTRIBUTES = 8
 PARAMETERS = ("size", "truncation", "class", "attr", "to", "frame", "frames", "mix", "styles")
+OF_PAGES = ("truncation", "class", "attr")  # those that pages have, too
 RANDOM = "random"  # in the place of a seed: a fresh one
+NUMBER = r"-?[0-9]{1,3}(\.[0-9]{1,20})?"  # what 0.1 + 0.2 prints has 17 decimals
+OTHER_FORMATS = ("avif", "bmp", "gif", "svg", "tif", "tiff")  # images that are not written here, and no pages either
 
 _DIRECTIONS = set(range(0x202A, 0x202F)) | set(range(0x2066, 0x206A))  # text that shows in another order than it is
 _FORBIDDEN = {"Cc", "Cs", "Co", "Zl", "Zp"}  # control, surrogates, private use, line and paragraph separators
@@ -57,9 +61,27 @@ def _decode(part: bytes) -> str:
 
 
 def target(text: str) -> Target:
-    """'bob.png' -> ('bob', 'png'); 'alice@example.com' -> (itself, None)."""
+    """'bob.png' -> ('bob', 'png'); 'bob.JPEG' -> ('bob', 'jpg'); 'alice@example.com' -> (itself, None).
+
+    Raises SeedError for an image without a name, and for one of another format: a page would be saved under its name.
+    """
     seed, dot, suffix = text.rpartition(".")
-    return Target(seed, suffix) if dot and seed and suffix in FORMATS else Target(text, None)
+    format = "jpg" if suffix.lower() == "jpeg" else suffix.lower()
+    if not dot or format not in (*FORMATS, *OTHER_FORMATS):
+        return Target(text, None)
+    if format in OTHER_FORMATS:
+        raise SeedError(f"Images are written as {', '.join(FORMATS)}, not as {format}: ask for one of these.")
+    if not seed:
+        raise SeedError(f"There is no seed before .{format}: put a number or a text there.")
+    return Target(seed, format)
+
+
+def has_page(seed: Seed) -> bool:
+    """Whether /MODEL/SEED is the page of a seed: not where it reads as an image of another one, or as a fresh one's."""
+    try:
+        return seed != RANDOM and target(str(seed)).format is None
+    except SeedError:
+        return False
 
 
 def seed(text: str) -> Seed:
@@ -82,7 +104,7 @@ def _is_noncharacter(code: int) -> bool:
 
 
 def query(scope: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters of an image's address. Raises SettingsError for an unknown or repeated one: a typing error
+    """The parameters of an address. Raises SettingsError for an unknown or repeated one: a typing error
     would otherwise give another image than meant, and caches would keep it for a year."""
     text: bytes = scope.get("query_string", b"")
     if re.search(rb"%(?![0-9a-fA-F]{2})", text):
@@ -148,8 +170,9 @@ def attributes(settings: Settings) -> str | None:
 
 
 def plain(number: float) -> str:
-    """As _number reads it: never with an exponent."""
-    return f"{number:.12f}".rstrip("0").rstrip(".")
+    """As _number reads it: all of its digits, and never an exponent."""
+    text = format(Decimal(repr(number)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _frame(model: str, first: Seed, given: Mapping[str, str], settings: Settings) -> Look:
@@ -173,7 +196,9 @@ def _number(given: Mapping[str, str], name: str, least: float, most: float) -> f
     if name not in given:
         return None
     text = given[name]
-    value = float(text) if re.fullmatch(r"-?[0-9]{1,3}(\.[0-9]{1,12})?", text) else math.nan
+    value = float(text) if re.fullmatch(NUMBER, text) else math.nan
     if not least <= value <= most:
-        raise SettingsError(f"The {name} {text[:40]!r} is not a number from {least:g} to {most:g}.")
-    return value
+        raise SettingsError(
+            f"The {name} {text[:40]!r} is not a number from {least:g} to {most:g}, written with at most 20 decimals."
+        )
+    return value + 0.0  # -0 is 0: the same picture, the same recipe

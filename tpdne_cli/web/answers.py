@@ -16,6 +16,7 @@ from starlette.responses import Response
 FOREVER = "public, max-age=31536000, immutable"
 NEVER = "no-store"
 FRESH = "no-cache"  # kept, but asked for again
+ASKED = f"public, {FRESH}"
 WORTH_COMPRESSING = 1000  # bytes; a packet holds about as many
 
 

@@ -15,14 +15,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tpdne_cli import __version__
+from tpdne_cli import __version__, models
 from tpdne_cli.errors import SettingsError, TpdneError
 from tpdne_cli.images import FORMATS
 from tpdne_cli.sampler import Sampler
 from tpdne_cli.seeds import fresh
 from tpdne_cli.styles import NAMED
 from tpdne_cli.web import addresses, answers, pages
-from tpdne_cli.web.answers import FOREVER, FRESH, NEVER, as_json, problem
+from tpdne_cli.web.answers import ASKED, FOREVER, FRESH, NEVER, as_json, problem
 from tpdne_cli.web.crew import Picture
 from tpdne_cli.web.guard import Guard, Rules, kind
 from tpdne_cli.web.looks import Look
@@ -95,7 +95,7 @@ class Site:
         kind(request.scope, "image")
         given = addresses.query(request.scope)
         sampler = await self.studio.sampler(model)
-        size = addresses.size(given, max(self.studio.limits.size, sampler.model.resolution))
+        size = addresses.size(given, self.largest(sampler))
         if size == sampler.model.resolution:
             size = None
         picture = Picture(addresses.look(model, addresses.seed(seed), given, sampler), format, size)
@@ -103,23 +103,28 @@ class Site:
         if "if-none-match" in request.headers:
             etag = entry.etag if entry else self.studio.etag(picture)
             if answers.matches(request, etag):
-                return answers.not_modified(etag, FOREVER)
+                return answers.not_modified(etag, kept(sampler))
         if entry is None:
             self.studio.check_room(picture)
             entry = await self.in_time(request, self.studio.picture(picture))
         else:
             self.studio.metrics.add("tpdne_cache_total", result="hit")
-        headers = {"etag": entry.etag, "cache-control": FOREVER, "cross-origin-resource-policy": "cross-origin"}
+        headers = {"etag": entry.etag, "cache-control": kept(sampler), "cross-origin-resource-policy": "cross-origin"}
         return Response(entry.data, 200, headers, media_type=FORMATS[format].mime)
+
+    def largest(self, sampler: Sampler) -> int:
+        """The size that may be asked for, at most."""
+        return max(self.studio.limits.size, sampler.model.resolution)
 
     async def page(self, request: Request, model: str, text: str | None) -> Response:
         """Somebody new, or, with a seed's text, always the same."""
         kind(request.scope, "page")
         sampler = await self.studio.sampler(model)
         seed = fresh(1)[0] if text is None else addresses.seed(text)
-        look = addresses.look(model, seed, {} if text is None else addresses.query(request.scope), sampler)
-        if look.walk is not None or look.mix is not None:
-            raise SettingsError("A page shows one seed: walks and mixes are images, such as .webp.")
+        given = addresses.query(request.scope)
+        if given.keys() - set(addresses.OF_PAGES):
+            raise SettingsError("A page shows one seed: sizes, walks and mixes are of images, such as .webp.")
+        look = addresses.look(model, seed, given, sampler)
         noun, sentence = pages.subject(model)
         said = pages.parameters(look.settings, sampler.model.truncation)
         html = pages.render(
@@ -136,6 +141,7 @@ class Site:
             class_index="" if look.settings.class_index is None else look.settings.class_index,
             resolution=sampler.model.resolution,
             image=pages.address(model, seed, "png", **said),
+            said={name: value for name, value in said.items() if value is not None},
             permalink=pages.address(model, seed, **said),
             download=pages.address(model, seed, "png", **said),
             filename=f"{model}-{seed}.png",
@@ -215,7 +221,7 @@ class Site:
         if len(parts) == 1:
             return as_json(request, self.studio.describe(parts[0]))
         given = addresses.query(request.scope)
-        addresses.size(given, self.studio.limits.size)
+        addresses.size(given, self.largest(sampler))
         if parts[1] == addresses.RANDOM:
             return as_json(request, self.seed_facts(parts[0], str(fresh(1)[0]), given, sampler), NEVER)
         return as_json(request, self.seed_facts(parts[0], parts[1], given, sampler))
@@ -225,12 +231,13 @@ class Site:
         query = {name: value for name, value in given.items() if name != "size"}
         sized = {**query, **({"size": given["size"]} if "size" in given else {})}
         plain = look.walk is None and look.mix is None
+        shown = {name: value for name, value in given.items() if name in addresses.OF_PAGES}
         return {
             "model": model,
             "seed": look.seed,
             "synthetic": True,
             "recipe": self.studio.recipe(look),
-            "page": pages.address(model, look.seed, **query) if plain else None,
+            "page": pages.address(model, look.seed, **shown) if plain and addresses.has_page(look.seed) else None,
             "images": {format: pages.address(model, look.seed, format, **sized) for format in FORMATS},
             "command": command(model, look, sampler) if plain else None,
         }
@@ -286,9 +293,18 @@ async def departure(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
+def kept(sampler: Sampler) -> str:
+    """How long caches may keep a generator's images: their address names no weights, and other files are replaced."""
+    return FOREVER if sampler.model.path.parent == models.weights_dir() else ASKED
+
+
 def command(model: str, look: Look, sampler: Sampler) -> str:
-    """What makes the same image on the command line."""
-    name = [model] if model in ("faces", "cats") else ["generate", str(sampler.model.name)]
+    """What makes the same image on the command line; of a file, in the folder where that lies."""
+    own = sampler.model
+    is_installed = own.name in models.names() and models.find(own.name) == own.path
+    name = ["generate", own.name if is_installed else own.path.name]
+    if is_installed and model in ("faces", "cats"):
+        name = [model]
     psi, class_index = look.settings.truncation, look.settings.class_index
     seed = str(look.seed)
     words = ["tpdne", *name, *([f"--seed={seed}"] if seed.startswith("-") else ["--seed", seed])]
@@ -321,8 +337,6 @@ def create(studio: Studio, rules: Rules) -> ASGIApp:
 def served(names: list[str]) -> dict[str, str]:
     """Names in addresses -> installed names or files. Raises SettingsError for a name that cannot be an address."""
     from pathlib import Path
-
-    from tpdne_cli import models
 
     found: dict[str, str] = {}
     for given in names:

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tpdne_cli.web.answers import problem
 from tpdne_cli.web.metrics import Metrics
+from tpdne_cli.web.refusals import refuse
 
 MAX_ADDRESS = 4096  # bytes of path and query
 BURST_SECONDS = 10  # of its rate that a client may use at once
@@ -88,15 +90,16 @@ class Guard:
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that goes no further."""
-        headers = scope["headers"]
+        request, headers = Request(scope), scope["headers"]
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            return problem(400, "A request names exactly one Host.")
+            return refuse(request, 400, "A request names exactly one Host.")
         name = host_name(hosts[0].decode("latin-1"))
         if not self.is_ours(name):
-            return problem(421, f"This server does not answer to the name {name[:100]!r}: --allow-host adds a name.")
+            sentence = f"This server does not answer to the name {name[:100]!r}: --allow-host adds a name."
+            return refuse(request, 421, sentence)
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_ADDRESS:
-            return problem(414, f"The address is longer than {MAX_ADDRESS} bytes.")
+            return refuse(request, 414, f"The address is longer than {MAX_ADDRESS} bytes.")
         if scope["path"] == "/healthz":
             return None
         is_stranger = self.rules.token is not None and not knows(headers, self.rules.token)
@@ -104,7 +107,8 @@ class Guard:
             client = scope.get("client")
             seconds = self.buckets.take(client[0] if client else "", time.monotonic())
             if seconds:
-                return problem(429, "Too many requests from this address.", {"retry-after": str(math.ceil(seconds))})
+                wait = {"retry-after": str(math.ceil(seconds))}
+                return refuse(request, 429, "Too many requests from this address.", wait)
         if is_stranger:
             challenge = 'Bearer realm="tpdne", Basic realm="tpdne", charset="UTF-8"'
             return problem(401, "This server asks for a token.", {"www-authenticate": challenge})

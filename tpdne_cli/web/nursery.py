@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from tpdne_cli import devices
+from tpdne_cli import devices, fleet
 from tpdne_cli.errors import DeviceError
 from tpdne_cli.fleet import LARGEST_FOR_PROCESSES, MEMORY_PER_PROCESS
 from tpdne_cli.models import Model
@@ -84,8 +84,12 @@ class Nursery:
 
     @property
     def is_well(self) -> bool:
-        """Whether it still can replace workers."""
-        return not self._connection.closed
+        """Whether it still can replace workers; the kernel knows of its death before anybody asks it for something."""
+        if self._connection.closed:
+            return False
+        with suppress(ChildProcessError):  # _exchange noticed it meanwhile
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return False
 
     @property
     def pids(self) -> list[int]:
@@ -123,7 +127,7 @@ class Nursery:
 
     def close(self) -> None:
         """End all processes, whatever they do."""
-        if self.is_well:
+        if not self._connection.closed:
             self._connection.close()
             os.waitpid(self.pid, 0)
 
@@ -136,6 +140,9 @@ class Nursery:
             if worker is not None:
                 self._end(worker)
             return self._hire()
+        except OSError as error:  # a want of memory, processes or files, which passes
+            self.staff.put(None)
+            raise DeviceError(f"No worker process could be started ({error.strerror or error}).") from None
         except Exception:
             self.staff.put(None)
             raise
@@ -167,9 +174,7 @@ class Nursery:
             self._connection.send(command)
             answer = self._connection.recv()
         except (EOFError, OSError):
-            if not self._connection.closed:
-                self._connection.close()
-                os.waitpid(self.pid, 0)
+            self.close()
             raise DeviceError("The process that holds the models was killed: start the server again.") from None
         if isinstance(answer, Exception):
             raise answer
@@ -230,6 +235,7 @@ def _nurse(connection: Connection, names: Mapping[str, str], placement: Placemen
 def _work(connection: Connection, samplers: Mapping[str, Sampler]) -> NoReturn:
     """Make what is asked for, until the server closes the connection or dies."""
     try:
+        fleet.be_expendable()  # rather than the nursery, which is no smaller, and without which nothing goes on
         while True:
             name, threads, wishes = connection.recv()
             torch.set_num_threads(threads)

@@ -6,9 +6,9 @@ from typing import Any
 
 from tpdne_cli import __version__
 from tpdne_cli.images import FORMATS
-from tpdne_cli.web.addresses import MAX_FRAMES, MAX_SEED_LENGTH, TRUNCATIONS
+from tpdne_cli.web.addresses import AMOUNTS, MAX_FRAMES, MAX_SEED_LENGTH, NUMBER, TRUNCATIONS
 
-ATTRIBUTE = r"[^:,]{1,40}:-?[0-9]{1,3}(\.[0-9]{1,12})?"
+ATTRIBUTE = f"[^:,]{{1,40}}:{NUMBER}"
 
 
 def document(models: list[str], max_size: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _paths(models: list[str], max_size: int) -> dict[str, Any]:
     parameters = _queries(max_size)
     image = {
         "200": {
-            "description": "The image: kept for ever by caches, marked as synthetic, its recipe inside.",
+            "description": "The image, marked as synthetic, its recipe inside; a bundled generator's is kept for ever.",
             "headers": {"ETag": {"schema": {"type": "string"}}},
             "content": {entry.mime: {"schema": {"type": "string", "format": "binary"}} for entry in FORMATS.values()},
         },
@@ -52,9 +52,9 @@ def _paths(models: list[str], max_size: int) -> dict[str, Any]:
     return {
         "/{model}/{seed}.{format}": _get("image", "An image.", [model, seed, format, *parameters], image),
         "/{model}/{seed}": _get(
-            "page", "The page of one seed.", [model, seed, *parameters[1:3]], {**_html(), "303": image["303"]}
+            "page", "The page of one seed.", [model, seed, *parameters[1:4]], {**_html(), "303": image["303"]}
         ),
-        "/{model}": _get("anybody", "A page that shows another one each time.", [model], _html()),
+        "/{model}": _get("anybody", "A page that shows another one each time.", [model, *parameters[1:4]], _html()),
         "/api/models": _get("models", "The generators.", [], _json({"type": "array", "items": _ref("Model")})),
         "/api/{model}": _get("model", "One generator.", [model], _json(_ref("Model"))),
         "/api/{model}/{seed}": _get("seed", "What a seed stands for.", [model, seed, *parameters], _json(_ref("Seed"))),
@@ -70,13 +70,21 @@ def _queries(max_size: int) -> list[dict[str, Any]]:
     text = {"type": "string", "minLength": 1, "maxLength": MAX_SEED_LENGTH}
     whole: dict[str, Any] = {"type": "integer", "minimum": 0}
     return [
-        _query("size", {**whole, "minimum": 1, "maximum": max_size}, "The longest side in pixels."),
-        _query("truncation", {"type": "number", "minimum": least, "maximum": most}, "0: the average, 1: full variety."),
+        _query(
+            "size",
+            {**whole, "minimum": 1, "maximum": max_size},
+            "The longest side in pixels; a generator's own is never too large.",
+        ),
+        _query(
+            "truncation",
+            {"type": "number", "minimum": least, "maximum": most},
+            "0: the average, 1: full variety. At most 20 decimals, no exponent.",
+        ),
         _query("class", whole, "The class, for conditional generators."),
         _query(
             "attr",
             {"type": "string", "pattern": f"^{ATTRIBUTE}(,{ATTRIBUTE})*$"},
-            "Steps along the generator's directions: age:1.5,smile:-1.",
+            f"Steps along the generator's directions, {AMOUNTS[0]:g} to {AMOUNTS[1]:g}: age:1.5,smile:-1.",
         ),
         _query("to", text, "A seed: the image is a frame of the walk that leads there."),
         _query("frame", {**whole, "maximum": MAX_FRAMES - 1}, "Which frame of the walk; 0 is the seed itself."),

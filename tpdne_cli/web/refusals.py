@@ -30,11 +30,11 @@ class GoneError(Exception):
 
 
 def refuse(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    """A sentence for people on pages, a problem document for programs."""
+    """A sentence for people on pages, a problem document for programs. Strangers are not told of the generators."""
     if "text/html" not in request.headers.get("accept", ""):
         return problem(status, sentence, headers)
-    titles = {404: "Nobody here", 400: "That is no address", 503: "One moment"}
-    models = list(request.app.state.studio.names)
+    titles = {404: "Nobody here", 400: "That is no address", 429: "One moment", 503: "One moment"}
+    models = list(request.app.state.studio.names) if "app" in request.scope else []  # the guard stands before it
     title = titles.get(status, "That did not work")
     html = pages.render("problem.html", models=models, current="", title=title, sentence=sentence)
     return answers.text(request, html, "text/html", NEVER, status, headers)

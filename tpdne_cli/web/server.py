@@ -12,13 +12,41 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from tpdne_cli.errors import DeviceError
+
 KEEP_ALIVE_SECONDS = 15
 REQUEST_SECONDS = 15  # for the head of a request to arrive
+HEAD_BYTES = 64 << 10  # of the head of a request
 WRITE_SECONDS = 30  # for a client to take some of an answer
 SHUTDOWN_SECONDS = 10  # for requests in flight
 CONNECTIONS = 2048  # beyond this uvicorn itself answers 503
 FILES = 2 * CONNECTIONS  # that may be open: there must be room for those that are answered 503, too
 LOOPBACK = "127.0.0.1,::1,::ffff:127.0.0.1"  # the last as a socket of both kinds (::) gives the first
+
+
+def bounded(protocol: Any) -> Any:
+    """uvicorn's protocol, closing connections that send a head without end; what they sent would stay in memory."""
+    if not hasattr(protocol, "on_headers_complete"):  # not httptools, but h11, which has a limit of its own
+        return protocol
+
+    class Bounded(protocol):  # type: ignore[misc]
+        head = 0  # bytes since a head was last complete
+
+        def data_received(self, data: bytes) -> None:
+            self.head += len(data)
+            super().data_received(data)
+            if self.head > HEAD_BYTES:
+                self.transport.abort()
+
+        def on_headers_complete(self) -> None:
+            self.head = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self.head = 0
+            super().on_body(body)
+
+    return Bounded
 
 
 def impatient(protocol: Any) -> Any:
@@ -71,15 +99,23 @@ def impatient(protocol: Any) -> Any:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling when it listens."""
+    """uvicorn, telling when it listens, and ending as soon as what it serves is not well."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], is_well: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__(config)
-        self.ready = ready
+        self.ready, self.is_well = ready, is_well
+        self.gave_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        should_exit = await super().on_tick(counter)
+        self.gave_up = not should_exit and not self.is_well()
+        return should_exit or self.gave_up
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -120,7 +156,7 @@ def configure(app: ASGIApp, behind_proxy: bool = False) -> uvicorn.Config:
         ws="none",
     )
     config.load()
-    config.http_protocol_class = impatient(config.http_protocol_class)
+    config.http_protocol_class = impatient(bounded(config.http_protocol_class))
     return config
 
 
@@ -136,15 +172,28 @@ def make_room() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(app: ASGIApp, bound: socket.socket, ready: Callable[[], None], behind_proxy: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C: requests in flight are finished, further ones refused.
+def run(
+    app: ASGIApp,
+    bound: socket.socket,
+    ready: Callable[[], None],
+    is_well: Callable[[], bool],
+    behind_proxy: bool,
+) -> None:
+    """Serve until SIGTERM, Ctrl-C, or the death of what holds the models: requests in flight are finished, further ones
+    refused.
 
-    Returns after SIGTERM; raises KeyboardInterrupt after Ctrl-C.
+    Returns after SIGTERM; raises KeyboardInterrupt after Ctrl-C. Raises DeviceError where it is not well any more: who
+    watches over the server starts it again, while one that goes on would refuse most requests.
     """
     make_room()
     # uvicorn raises the signal again when it has stopped: then it finds this handler, and the end is a quiet one.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    made = Server(configure(app, behind_proxy), ready, is_well)
     try:
-        Server(configure(app, behind_proxy), ready).run(sockets=[bound])
+        made.run(sockets=[bound])
     finally:
         signal.signal(signal.SIGTERM, before)
+    if made.gave_up:
+        raise DeviceError(
+            "The process that holds the models was killed, perhaps for want of memory: start the server again."
+        )

@@ -13,6 +13,8 @@ function fetchAll() {
   }
 }
 
+slider.hidden = false;
+document.getElementById("walk-hint").hidden = false;
 slider.addEventListener("pointerenter", fetchAll, { once: true });
 slider.addEventListener("focus", fetchAll, { once: true });
 slider.addEventListener("input", () => {

@@ -15,6 +15,7 @@ let truncation = Number(main.dataset.truncation);
 let walking = false;
 let turn = 0; // of several wishes at once the last one counts
 let upcoming = null;
+const past = []; // those who went by
 
 const path = (seed) => `/${encodeURIComponent(model)}/${encodeURIComponent(seed)}`;
 
@@ -48,8 +49,14 @@ function prepare() {
   upcoming.image.catch(() => {});
 }
 
-function tell(sentence) {
+function tell(sentence, isProblem = false) {
   element("news").textContent = sentence;
+  element("news").classList.toggle("visually-hidden", !isProblem);
+}
+
+// What takes a while shows that it does.
+function busy(is) {
+  main.toggleAttribute("data-busy", is);
 }
 
 function show(newSeed, image) {
@@ -74,26 +81,32 @@ function describe() {
   slider.setAttribute("aria-valuetext", `${Math.round(truncation * 100)} %`);
 }
 
-function remember() {
-  if (main.dataset.permanent !== undefined) history.pushState({ seed, truncation }, "", path(seed) + query());
+// The page of anybody keeps its address; what it shows is found again when somebody comes back to it.
+function remember(replaces = false) {
+  const isPermanent = main.dataset.permanent !== undefined;
+  const address = (isPermanent ? path(seed) : location.pathname) + query();
+  history[replaces || !isPermanent ? "replaceState" : "pushState"]({ seed, truncation }, "", address);
 }
 
 async function attempt(work) {
   const mine = ++turn;
+  busy(true);
   try {
     const finish = await work();
     if (mine === turn) finish();
   } catch {
-    if (mine === turn) tell("That picture could not be fetched. Try again in a moment.");
+    if (mine === turn) tell("That picture could not be fetched. Try again in a moment.", true);
+  } finally {
+    if (mine === turn) busy(false);
   }
 }
 
 function next() {
-  if (walking) return;
   const wanted = upcoming;
   attempt(async () => {
     const image = await wanted.image.catch(() => load(imageAddress(wanted.seed)));
     return () => {
+      past.push({ seed, truncation });
       show(wanted.seed, image);
       remember();
       tell(`Another ${noun}, number ${seed}. It does not exist, either.`);
@@ -102,18 +115,31 @@ function next() {
   });
 }
 
-function goTo(newSeed) {
+function goTo(newSeed, replaces = true) {
   attempt(async () => {
     const image = await load(imageAddress(newSeed));
-    return () => show(newSeed, image);
+    return () => {
+      show(newSeed, image);
+      remember(replaces);
+      tell("");
+    };
   });
+}
+
+function previous() {
+  const was = past.pop();
+  if (!was) return;
+  truncation = was.truncation;
+  goTo(was.seed, false);
 }
 
 // Frames between here and the next face, each blended into the one after it; drawn no faster than they arrive.
 async function walk() {
   if (walking) return;
   walking = true;
-  element("walk").disabled = true;
+  const mine = ++turn; // whatever is asked for meanwhile ends the walk
+  element("walk").setAttribute("aria-disabled", "true");
+  busy(true);
   const to = upcoming.seed;
   const between = Array.from({ length: WALK_FRAMES - 2 }, (_, k) => frameAddress(seed, { to, frames: WALK_FRAMES, frame: k + 1 }));
   const frames = [element("face")];
@@ -124,21 +150,23 @@ async function walk() {
   })().catch((error) => (failed = error));
   arriving.forEach((frame) => frame.catch(() => {}));
   try {
-    await play(frames, () => failed);
+    if (!(await play(frames, () => failed, () => mine === turn))) return;
+    past.push({ seed, truncation });
     show(to, frames.at(-1));
     remember();
     tell(`Arrived at another ${noun}, number ${seed}. It does not exist, either.`);
     prepare();
   } catch {
-    tell("The walk broke off: a picture could not be fetched. Try again in a moment.");
+    if (mine === turn) tell("The walk broke off: a picture could not be fetched. Try again in a moment.", true);
   } finally {
     canvas.hidden = true;
     walking = false;
-    element("walk").disabled = false;
+    if (mine === turn) busy(false);
+    element("walk").removeAttribute("aria-disabled");
   }
 }
 
-function play(frames, failure) {
+function play(frames, failure, isWanted) {
   const context = canvas.getContext("2d");
   context.drawImage(frames[0], 0, 0, canvas.width, canvas.height);
   canvas.hidden = false;
@@ -146,6 +174,7 @@ function play(frames, failure) {
   let before = null;
   return new Promise((resolve, reject) => {
     requestAnimationFrame(function step(now) {
+      if (!isWanted()) return resolve(false);
       if (failure()) return reject(failure());
       const speed = (WALK_FRAMES - 1) / WALK_SECONDS / 1000;
       position = Math.min(position + speed * (before === null ? 0 : now - before), frames.length - 1);
@@ -157,7 +186,7 @@ function play(frames, failure) {
         context.globalAlpha = position - whole;
         context.drawImage(frames[whole + 1], 0, 0, canvas.width, canvas.height);
       }
-      if (position >= WALK_FRAMES - 1) return resolve();
+      if (position >= WALK_FRAMES - 1) return resolve(true);
       requestAnimationFrame(step);
     });
   });
@@ -172,7 +201,7 @@ async function showRecipe() {
     element("recipe-json").textContent = JSON.stringify(recipe, null, 2);
     element("recipe-dialog").showModal();
   } catch {
-    tell("The recipe could not be fetched. Try again in a moment.");
+    tell("The recipe could not be fetched. Try again in a moment.", true);
   }
 }
 
@@ -193,14 +222,13 @@ slider.addEventListener("input", () => {
   pause = setTimeout(() => {
     goTo(seed);
     prepare();
-    if (main.dataset.permanent !== undefined) history.replaceState({ seed, truncation }, "", path(seed) + query());
   }, 60);
 });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || element("recipe-dialog").open) return;
-  if (event.target.closest("input, textarea, select")) return;
+  if (event.target.closest("input") && event.key.startsWith("Arrow")) return; // they move the slider
   if (event.key === " " && event.target.closest("button")) return; // pressing it comes first
-  const action = { " ": next, ArrowRight: next, w: walk, W: walk }[event.key];
+  const action = { " ": next, ArrowRight: next, ArrowLeft: previous, w: walk, W: walk }[event.key];
   if (!action) return;
   event.preventDefault();
   if (!event.repeat) action();
@@ -212,8 +240,19 @@ addEventListener("popstate", (event) => {
   prepare();
 });
 
-if (main.dataset.permanent !== undefined) history.replaceState({ seed, truncation }, "");
+const cameBack = performance.getEntriesByType("navigation")[0]?.type === "back_forward";
+if (cameBack && history.state && history.state.seed !== seed) {
+  truncation = history.state.truncation;
+  goTo(history.state.seed);
+} else {
+  remember(true);
+}
 element("walk").hidden = false;
 element("variety").hidden = false;
 describe();
 prepare();
+
+// The first picture came with the page: it is tried once more, by the way that says so where it fails.
+element("face")
+  .decode()
+  .catch(() => turn || goTo(seed));
