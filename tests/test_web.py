@@ -725,6 +725,8 @@ def test_the_command_of_a_class_names_it(tmp_path):
     loaded = Sampler(models.load(tmp_path / "m.safetensors"))
     look = Look("m", 7, Settings(class_index=2).check(loaded.model))
     assert web.command("m", look, loaded) == "tpdne generate m.safetensors --seed 7 --class 2"
+    half = Sampler(models.load(tmp_path / "m.safetensors"), precision="float16")
+    assert web.command("m", look, half).endswith("--class 2 --precision float16"), "other pixels, else"
 
 
 def test_every_parameter_of_the_openapi_document_is_taken_and_no_other(ask):

@@ -312,6 +312,7 @@ def command(model: str, look: Look, sampler: Sampler) -> str:
     words += ["--class", str(class_index)] if class_index else []
     for attribute, amount in look.settings.attributes:
         words += ["--attr", f"{attribute}={addresses.plain(amount)}"]
+    words += [] if sampler.precision_name == "float32" else ["--precision", sampler.precision_name]
     return shlex.join(words)
 
 
