@@ -407,3 +407,10 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
     assert seen(monkeypatch, run, ["generate", "nobody"]).startswith("Error: ")
     assert run(["generate", "nobody"]) == 2 and capsys.readouterr().err.startswith("Error: ")
+
+
+@pytest.mark.parametrize("options", [["-o", "a.png"], ["--name", "a"], ["-o", "./a.png", "--force"]], ids=" ".join)
+def test_a_manifest_is_not_the_image(cli, tmp_path, options):
+    code, out, err = cli("--seed", "1", *options, "--manifest", tmp_path / "a.png")
+    assert (code, out) == (1, []) and "would be the image itself" in err
+    assert not (tmp_path / "a.png").exists()

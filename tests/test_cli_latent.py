@@ -431,3 +431,20 @@ def test_a_manifest_that_another_run_began_meanwhile_is_left_to_it(cli, monkeypa
         manifest.add({"path": "a.png"})
     assert (code, out) == (1, ["sheet.png"]) and "Another run is writing the manifest m" in err
     assert Path("m").read_bytes() == b'{"path": "a.png"}\n' and Path("sheet.png").exists()
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sheet", "--seeds", "0-3", "--grid", "2x2", "-o", "a.png"],
+        ["interpolate", "--seeds", "1,2", "--frames", "3", "-o", "./a.png"],
+        ["mix", "--rows", "1", "--cols", "2", "-o", "a.png"],
+        ["vary", "--seed", "1", "-n", "1", "-o", "a.png"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_manifest_is_not_the_image(cli, words, force):
+    code, out, err = cli(*words, "--manifest", "a.png", *force)
+    assert (code, out) == (1, []) and "would be the image itself" in err
+    assert not Path("a.png").exists()

@@ -186,6 +186,30 @@ def test_how_far_an_image_may_be_from_its_recipe(precision, device, levels):
     assert Remaker(None, "cpu").tolerance({"precision": precision, "device": device}) == levels
 
 
+def test_a_name_that_stands_for_other_weights_here_is_in_no_command(cli, tiny_model, tmp_path):
+    """It would draw somebody else."""
+    (tmp_path / "cats.safetensors").write_bytes(tiny_model.read_bytes())
+    assert cli("generate", "./cats.safetensors", "--seed", 1, "-o", "a.png")[0] == 0
+    code, (line,), err = cli("inspect", "a.png", "--json")
+    assert code == 0 and json.loads(line)["command"] is None, err
+
+
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    "odd", [{"truncation": 10**400}, {"truncation": 1e308}, {"rotate": 10**400}, {"foo": nested(600)}]
+)
+def test_an_odd_recipe_hides_no_other_image(cli, make, tiny_model, odd):
+    (good,) = make("--seed", "1", "-o", "d/b.png")
+    recipe = images.read_recipe(good) | odd
+    Path("d/a.png").write_bytes(images.encode(images.read_pixels(good), "png", None, recipe))
+    for verify in ([], ["--verify", "--model", tiny_model]):
+        _, out, err = cli("inspect", "d", *verify)
+        assert any("b.png: " in line for line in out) and "unforeseen" not in err
+
+
 @pytest.mark.parametrize(
     ("device", "off", "verdict"), [("cpu", 1, "other pixels"), ("cuda", 2, "verified"), ("cuda", 3, "other pixels")]
 )

@@ -37,6 +37,23 @@ def test_pixels_do_not_depend_on_batch_order_or_company(model, noise):
     assert equal(alone, together), "alone"
 
 
+@pytest.mark.parametrize("call", [lambda m, s: sample(m, s), lambda m, s: Sampler(m)(s)], ids=["sample", "Sampler"])
+def test_seeds_are_read_alike_wherever_they_are_given(model, call):
+    zoe = "Zoe\u0308"
+    got = list(call(model, ["1", np.int64(1), zoe]))
+    assert [image.seed for image in got] == [1, 1, "Zo\u00eb"] and type(got[1].recipe["seed"]) is int
+    assert np.array_equal(got[0].pixels, got[1].pixels)
+    for wrong in ("alice", 5, [-1], [None]):
+        with pytest.raises(SeedError):
+            list(call(model, wrong))
+
+
+@pytest.mark.parametrize("psi", [1e20, 1e300, float("nan"), 10**400])
+def test_a_truncation_beyond_all_use_is_no_black_picture(model, psi):
+    with pytest.raises(SettingsError, match="not a number that is possible"):
+        list(sample(model, [1], psi))
+
+
 def test_random_noise_belongs_to_the_seed(model):
     model.generator.synthesis.b32.conv1.noise_strength.fill_(0.5)
     try:

@@ -128,3 +128,9 @@ def test_fresh_seeds_come_from_the_whole_range(monkeypatch):
 
 def test_a_list_that_windows_wrote():
     assert list(seeds.parse_lines(["\ufeff7\r\n", "bob\r\n"], "list")) == [7, "bob"]
+
+
+def test_a_number_of_any_length_is_refused_by_its_own_digits():
+    for digits in ("1" * 43, "9" * 5000):
+        with pytest.raises(SeedError, match=f"seed {digits[:12]}"):
+            seeds.parse_seed(digits)

@@ -176,6 +176,16 @@ def test_every_function_takes_the_settings_that_it_is_given(classes):
         assert given.items() <= next(made).recipe.items()
 
 
+def test_one_seed_is_not_a_list_of_letters(classes):
+    for call in (
+        lambda: mix(classes, "tom", [1]),
+        lambda: mix(classes, [1], "tom"),
+        lambda: interpolate(classes, "tom", 4),
+    ):
+        with pytest.raises(SeedError, match=r"write \['tom'\]"):
+            list(call())
+
+
 def test_the_command_of_a_class_names_it(cli, classes):
     assert cli("generate", classes.path, "--seed", 7, "--class", 2, "-o", "a.png")[0] == 0
     assert cli("inspect", "a.png")[1][1].endswith("--class 2")

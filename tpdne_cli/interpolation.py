@@ -20,7 +20,7 @@ import numpy as np
 from tpdne_cli.errors import SeedError, SettingsError
 from tpdne_cli.models import Model
 from tpdne_cli.sampler import Sample, Sampler, Settings
-from tpdne_cli.seeds import Seed, latents, parse_seed, random_state
+from tpdne_cli.seeds import Seed, latents, parse_seeds, random_state
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Path:
     easing: str = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(parse_seed(seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", tuple(parse_seeds(self.seeds)))
         self._check_seeds()
         for value, known, what in (
             (self.method, METHODS, "method"),
@@ -283,6 +283,6 @@ def interpolate(
 
     Arguments are those of Path, Settings and Sampler, and so are the errors. `save_animation` writes what comes out.
     """
-    path = Path(tuple(seeds), frames, loop, method, space, easing)
+    path = Path(tuple(parse_seeds(seeds)), frames, loop, method, space, easing)
     settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     return Walker(Sampler(model, settings, device, precision, batch_size), path)()

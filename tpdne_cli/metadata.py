@@ -220,4 +220,10 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
         value = json.loads(text or "null")
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not _is_deep(value) else None
+
+
+def _is_deep(value: Any, levels: int = 16) -> bool:
+    """Whether a value is nested as no recipe is: whoever walks through it would run out of stack."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deep(v, levels - 1) for v in inner)

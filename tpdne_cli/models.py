@@ -105,9 +105,12 @@ def find(name: str | os.PathLike[str]) -> Path:
         return path
     if path.is_dir():
         raise ModelNotFoundError(f"{text} is a directory: name the generator's file.")
-    raise ModelNotFoundError(
-        f"There is no generator called {text!r} and no such file: 'tpdne models list' shows what is installed."
-    )
+    from tpdne_cli import catalogue
+
+    way = "'tpdne models list' shows what is installed"
+    if any(entry.name == text for entry in catalogue.ENTRIES):
+        way = f"'tpdne models pull {text}' fetches it"
+    raise ModelNotFoundError(f"There is no generator called {text!r} and no such file: {way}.")
 
 
 def load(name: str | os.PathLike[str] = "faces") -> Model:

@@ -53,8 +53,8 @@ def objection(
             encoding.size or resolution,
         ):
             return f"is a {written['format']} of {written['width']}x{written['height']} pixels"
-        if not encoding.metadata:
-            return None
+        if not encoding.metadata:  # then nothing is known of its settings
+            return None if marks.recipe is None else "holds a recipe, which --no-metadata leaves out"
         if written["quality"] != encoding.used_quality:
             return f"has a quality of {written['quality']}"
         if difference := _difference(marks.recipe or {}, recipe, ignored):

@@ -18,12 +18,13 @@ import numpy as np
 
 from tpdne_cli import __version__, directions
 from tpdne_cli.errors import DeviceError, SettingsError
-from tpdne_cli.models import Model
-from tpdne_cli.seeds import Seed, latents, parse_seed, random_state
+from tpdne_cli.models import MAX_TRUNCATION, Model
+from tpdne_cli.seeds import Seed, latents, parse_seeds, random_state
 
 if TYPE_CHECKING:
     import torch
 
+MAX_MOVE = 1e6  # degrees, image widths: far beyond all use
 NOISE_MODES = ("const", "random", "none")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
@@ -63,8 +64,10 @@ class Settings:
     def check(self, model: Model) -> Settings:
         """These settings with the model's own choices filled in. Raises SettingsError for what it does not have."""
         psi = model.truncation if self.truncation is None else self.truncation
-        if not np.isfinite(psi):
-            raise SettingsError(f"The truncation {psi} is not a number: 0 gives the average image, 1 the full variety.")
+        if not abs(psi) <= MAX_TRUNCATION:
+            raise SettingsError(
+                f"The truncation {psi} is not a number that is possible: 0 gives the average image, 1 the full variety."
+            )
         num_ws = model.generator.num_ws
         cutoff = self.truncation_cutoff
         if cutoff is None and model.truncation_cutoff is not None:
@@ -73,8 +76,8 @@ class Settings:
             raise SettingsError(f"The truncation cutoff {cutoff} is outside 0..{num_ws}, {model.name}'s layers.")
         if self.noise not in NOISE_MODES:
             raise SettingsError(f"The noise mode {self.noise!r} is none of {', '.join(NOISE_MODES)}.")
-        if not np.isfinite([self.rotate, *self.translate]).all():
-            raise SettingsError("The rotation or translation is not a number.")
+        if not all(abs(value) <= MAX_MOVE for value in (self.rotate, *self.translate)):
+            raise SettingsError("The rotation or translation is not possible: give degrees, and image widths.")
         if self.is_moved and model.arch != "stylegan3":
             raise SettingsError(
                 f"{model.name} cannot be rotated or translated: only StyleGAN3 goes on beyond its frame."
@@ -156,7 +159,7 @@ class Sampler:
 
     def __call__(self, seeds: Iterable[Seed]) -> Iterator[Sample]:
         """One Sample per seed, in order. Raises DeviceError where even one image does not fit in memory."""
-        return self.in_batches(seeds, self._run)
+        return self.in_batches(parse_seeds(seeds), self._run)
 
     def in_batches(self, items: Iterable[T], run: Callable[[list[T]], list[Sample]]) -> Iterator[Sample]:
         """What `run` makes of the items, batch after batch. Raises DeviceError as calling does.
@@ -271,7 +274,7 @@ def sample(
     Arguments are those of Settings and Sampler, and so are the errors.
     """
     settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
-    return Sampler(model, settings, device, precision, batch_size)(map(parse_seed, seeds))
+    return Sampler(model, settings, device, precision, batch_size)(seeds)
 
 
 class SeededNoise:

@@ -24,6 +24,13 @@ Seed = int | str
 MAX_SEED = 2**32 - 1  # what RandomState accepts
 
 
+def parse_seeds(seeds: Iterable[str | int]) -> Iterator[Seed]:
+    """parse_seed of each. Raises SeedError for a single one: a text would give a seed for each of its letters."""
+    if isinstance(seeds, (str, bytes, int)):
+        raise SeedError(f"{seeds!r} is one seed, where several are asked for: write [{seeds!r}].")
+    return map(parse_seed, seeds)
+
+
 def parse_seed(text: str | int) -> Seed:
     """One seed: digits are an integer, anything else is text (in Unicode's NFC form, so that typing it twice agrees).
 
@@ -38,7 +45,12 @@ def parse_seed(text: str | int) -> Seed:
             except UnicodeEncodeError:
                 raise SeedError(f"The seed {text!r} is not valid Unicode text.") from None
             return unicodedata.normalize("NFC", text)
-        text = int(text) if len(text) < 40 else MAX_SEED + 1
+        if len(text) >= 40:  # digits that Python may refuse to count
+            raise SeedError(
+                f"The seed {text.strip()[:12]}... is outside 0..{MAX_SEED}: for a longer number, make it text, such as "
+                "by id- before it."
+            )
+        text = int(text)
     try:
         text = operator.index(text)
     except TypeError:

@@ -17,7 +17,7 @@ from tpdne_cli.errors import SettingsError
 from tpdne_cli.interpolation import Path, Walker
 from tpdne_cli.models import Model
 from tpdne_cli.sampler import Pixels, Sample, Sampler, SeededNoise, Settings
-from tpdne_cli.seeds import Seed, parse_seed, random_state
+from tpdne_cli.seeds import Seed, parse_seed, parse_seeds, random_state
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +173,8 @@ def mix(
     """
     settings = Settings(truncation, truncation_cutoff, noise, class_index, attributes=tuple((attributes or {}).items()))
     mixer = Mixer(Sampler(model, settings, device, precision, batch_size), styles)
-    across = [parse_seed(seed) for seed in columns]
-    return mixer(Mixture(parse_seed(row), column) for row in rows for column in across)
+    down, across = parse_seeds(rows), list(parse_seeds(columns))
+    return mixer(Mixture(row, column) for row in down for column in across)
 
 
 def vary(

@@ -83,7 +83,8 @@ def run(
     if minimum is not None and shard is not None:
         raise click.UsageError("--shard and --min-realism contradict each other: parts would go on to the same seeds")
     models.find(model)
-    check_manifest(manifest, force, skip_existing, resumable=not target.is_stdout)
+    outputs = () if target.is_stdout else (target.path(name) for _, name in work)
+    check_manifest(manifest, outputs, force, skip_existing, resumable=not target.is_stdout)
     if not target.is_stdout:
         target.prepare(name for _, name in work)
         foreseen = minimum is None or target.file is not None  # else the names are those of whoever passes

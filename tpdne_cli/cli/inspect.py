@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -99,8 +100,16 @@ def _is_ours(path: Path) -> bool:
     return format_for(path) is not None or path.suffix.lower() in (".gif", ".apng", ".mp4")
 
 
+@functools.cache
+def _weights(model: str) -> str | None:
+    """SHA-256 of an installed generator; None where there is none of that name."""
+    from tpdne_cli import models
+
+    return models.file_sha256(models.find(model)) if model in models.names() else None
+
+
 def command(recipe: Mapping[str, Any] | None) -> str | None:
-    """The command that makes an image of this recipe; None for a recipe that no single seed describes."""
+    """The command that makes an image of this recipe; None where no single seed does, or it would draw another one."""
     from tpdne_cli.remaking import check
 
     if recipe is None or "latent" in recipe:
@@ -110,6 +119,8 @@ def command(recipe: Mapping[str, Any] | None) -> str | None:
     except (SettingsError, SeedError):
         return None
     model = str(recipe.get("model"))
+    if _weights(model) not in (None, recipe.get("weights")):  # a file of that name, or of another version
+        return None
     words = ["tpdne", model] if model in ("faces", "cats") else ["tpdne", "generate", model]
     words += ["--seed", str(recipe["seed"]), "--truncation", str(recipe["truncation"])]
     words += [] if recipe["truncation_cutoff"] is None else ["--truncation-cutoff", str(recipe["truncation_cutoff"])]

@@ -115,9 +115,10 @@ def begin(target: Target, names: Iterable[str], given: Mapping[str, Any], resuma
     if target.is_stdout:
         target.check_stdout(given["as_json"], skip)
     models.find(given["model"])
-    check_manifest(given["manifest"], given["force"], skip, resumable and not target.is_stdout)
+    names = list(names)
+    outputs = () if target.is_stdout else map(target.path, names)
+    check_manifest(given["manifest"], outputs, given["force"], skip, resumable and not target.is_stdout)
     if not target.is_stdout:
-        names = list(names)
         target.prepare(names)
         if not (skip or given["force"]):
             target.refuse_existing(names, resumable)

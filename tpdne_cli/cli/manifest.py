@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,14 +13,19 @@ from tpdne_cli.errors import OutputError
 from tpdne_cli.files import lock, remove_leftovers
 
 
-def check_manifest(path: str | None, force: bool, skip: bool = False, resumable: bool = True) -> None:
-    """Raises OutputError, before any work is done, for a manifest that is there, is none, or has no place.
+def check_manifest(
+    path: str | None, outputs: Iterable[Path], force: bool, skip: bool = False, resumable: bool = True
+) -> None:
+    """Raises OutputError, before any work is done, for a manifest that is there, is none, or has no place of its own.
 
-    resumable: whether there is a --skip-existing to advise.
+    outputs: where the images go; resumable: whether there is a --skip-existing to advise.
     """
     if path is None:
         return
-    place = Path(path)
+    place, real = Path(path), os.path.realpath(path)
+    names = {place.name, os.path.basename(real)}  # noqa: PTH119
+    if any(out.name in names and os.path.realpath(out) == real for out in outputs):
+        raise OutputError(f"The manifest {path} would be the image itself: give it another name.")
     if place.is_file() and not (force or skip):  # a pipe is there and holds nothing
         ways = "--force replaces it, and --skip-existing completes it" if resumable else "--force replaces it"
         raise OutputError(f"The manifest {path} exists: {ways}.")

@@ -249,7 +249,7 @@ def summary(about: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": about["name"],
         "path": about["path"],
-        "resolution": about["config"]["resolution"],
+        "resolution": about["config"].get("resolution"),
         "bytes": about["bytes"],
         "sha256": about["sha256"],
         "licence": about.get("licence"),
