@@ -14,7 +14,7 @@ from running import files, start
 
 from tpdne_cli import cluster, models
 from tpdne_cli.cli import run
-from tpdne_cli.errors import DeviceError, SettingsError
+from tpdne_cli.errors import DeviceError, SeedError, SettingsError
 from tpdne_cli.sampler import Settings, sample
 
 try:
@@ -75,9 +75,9 @@ def test_a_sampler_that_is_killed_is_started_again(here, tiny_model):
 def test_errors_come_back_as_they_were(here, tiny_model):
     model = models.load(tiny_model)
     fleet = cluster.assemble(model, images=1)
-    with pytest.raises(ValueError, match=r"must be between 0 and 2\*\*32 - 1") as caught:
+    with pytest.raises(SeedError, match="is outside") as caught:
         list(fleet([2**40]))
-    assert type(caught.value) is ValueError, "numpy's, not one of Ray's that looks like it"
+    assert type(caught.value) is SeedError, "the library's, not one of Ray's that looks like it"
     with pytest.raises(SettingsError, match="no classes") as caught:
         cluster.assemble(model, Settings(class_index=3))
     assert type(caught.value) is SettingsError
