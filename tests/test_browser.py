@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import contextmanager
 from urllib.request import urlopen
 
 import pytest
@@ -63,6 +64,16 @@ class Page:
         self.browser.get(self.base + address)
         self.wait(lambda: self.run("return document.getElementById('face')?.naturalWidth > 0"))
         return self
+
+    @contextmanager
+    def screen(self, width, height, mobile=True):
+        """For a while a screen of so many pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        try:
+            yield
+        finally:
+            self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def run(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
@@ -243,22 +254,16 @@ def test_the_page_that_explains_moves(page):
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_no_width_makes_it_scroll_sideways(page, width):
-    page.browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": True}
-    )
-    for address in ("/", "/how"):
-        page.browser.get(page.base + address)
-        assert page.run("return document.documentElement.scrollWidth") <= width, address
-    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    with page.screen(width, 700):
+        for address in ("/", "/how"):
+            page.browser.get(page.base + address)
+            assert page.run("return document.documentElement.scrollWidth") <= width, address
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 256), (360, 640), (640, 400)])
 def test_nothing_is_cut_off_and_nothing_too_small_to_see(page, width, height):
     """320 x 256 is a screen of 1280 x 1024 at 400 %."""
-    page.browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
-    )
-    try:
+    with page.screen(width, height):
         page.open("/")
         for name in ("#face", "#next", "#walk", "#truncation", ".links", "h1"):
             place = page.run("return document.querySelector(arguments[0]).getBoundingClientRect()", name)
@@ -266,45 +271,27 @@ def test_nothing_is_cut_off_and_nothing_too_small_to_see(page, width, height):
         page.browser.get(page.base + "/how")
         widths = page.run("return [...document.querySelectorAll('.row img')].map(image => image.clientWidth)")
         assert min(widths) >= 80
-    finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_large_picture_takes_the_room_there_is(page):
-    page.browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 2560, "height": 1440, "deviceScaleFactor": 1, "mobile": False}
-    )
-    try:
+    with page.screen(2560, 1440, mobile=False):
         page.open("/")
         width = "return document.querySelector('.frame').clientWidth"
         assert page.run(width) == 544
         page.run("document.querySelector('figure').className = 'large'")
         assert page.run(width) == 1024
-    finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1440, 900), (390, 664)])
 def test_face_and_controls_fit_without_scrolling(page, width, height):
-    page.browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    try:
+    with page.screen(width, height, mobile=width < 500):
         page.open("/")
         assert page.run("return document.documentElement.scrollHeight") <= height
-    finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_on_a_phone_on_its_side_the_controls_are_beside_the_face(page):
-    page.browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 844, "height": 390, "deviceScaleFactor": 1, "mobile": True}
-    )
-    try:
+    with page.screen(844, 390):
         page.open("/")
         bottom = "document.querySelector(name).getBoundingClientRect().bottom"
         bottoms = page.run(f"return ['#face', '#next', '.links'].map(name => {bottom})")
         assert max(bottoms) <= 390, "all of it is seen at once"
-    finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tpdne_cli.errors import CheckpointError, SettingsError, TpdneError
-from tpdne_cli.models import CRITIC_SUFFIX, Model
+from tpdne_cli.models import Model
 from tpdne_cli.sampler import Pixels, Sample, Sampler
 from tpdne_cli.seeds import MAX_SEED, Seed
+from tpdne_cli.store import critic_path
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ HOPELESS = 50  # it does when fewer than one in so many of those that should pas
 
 def path_of(model: Model) -> Path:
     """Where a generator's critic lies, if it has one."""
-    return model.path.with_name(f"{model.path.stem}{CRITIC_SUFFIX}{model.path.suffix}")
+    return critic_path(model.path)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _check_critic(checkpoint: Checkpoint, source: str) -> None:
 def _write(target: Path, checkpoint: Checkpoint) -> None:
     from tpdne_cli.checkpoints import safetensors
 
-    critic = _critic(target)
+    critic = store.critic_path(target)
     if checkpoint.discriminator_tensors is not None and checkpoint.discriminator_config is not None:
         arch, config = "stylegan2-discriminator", checkpoint.discriminator_config
         safetensors.write(critic, arch, config, checkpoint.discriminator_tensors, {})
@@ -111,12 +111,8 @@ def _write(target: Path, checkpoint: Checkpoint) -> None:
     safetensors.write(target, checkpoint.arch, checkpoint.config, checkpoint.tensors, checkpoint.meta)
 
 
-def _critic(target: Path) -> Path:
-    return target.with_name(f"{target.stem}{models.CRITIC_SUFFIX}.safetensors")
-
-
 def _files(target: Path) -> list[Path]:
-    critic = _critic(target)
+    critic = store.critic_path(target)
     return [target, *([critic] if critic.exists() else [])]
 
 
@@ -163,17 +159,17 @@ def verify(name: str | os.PathLike[str]) -> Mapping[str, Any]:
     from tpdne_cli.critic import Critic
 
     path = models.find(name)
-    recorded, way_out = _recorded(path)
-    for file in (path, _critic(path)):
-        if file.name in recorded and not (file.is_file() and store.file_sha256(file) == recorded[file.name]):
+    listed, way_out = recorded(path)
+    for file in (path, store.critic_path(path)):
+        if file.name in listed and not (file.is_file() and store.file_sha256(file) == listed[file.name]):
             raise CheckpointError(f"{file} has changed or gone since it was installed: {way_out} again.")
     model = models.load(path)
     if len(_files(path)) > 1:
         Critic.load(model)
-    return {"name": path.stem, "path": str(path), "sha256": model.sha256, "recorded": path.name in recorded}
+    return {"name": path.stem, "path": str(path), "sha256": model.sha256, "recorded": path.name in listed}
 
 
-def _recorded(path: Path) -> tuple[Mapping[str, Any], str]:
+def recorded(path: Path) -> tuple[Mapping[str, Any], str]:
     """The SHA-256 of a generator's files by their names, where they were recorded; how to get them again."""
     if path.resolve().parent == models.weights_dir().resolve():
         return published(), "install tpdne"

@@ -120,6 +120,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def critic_path(model: Path) -> Path:
+    """Where a generator's critic lies, if it has one."""
+    return model.with_name(f"{model.stem}{CRITIC_SUFFIX}{model.suffix}")
+
+
 def record_path(model: Path) -> Path:
     """The record beside an installed generator: origin, licence, when it came, sha256 of the source and the files."""
     return model.with_name(f"{model.stem}.json")

@@ -103,9 +103,12 @@ def _is_ours(path: Path) -> bool:
 @functools.cache
 def _weights(model: str) -> str | None:
     """SHA-256 of an installed generator; None where there is none of that name."""
-    from tpdne_cli import models
+    from tpdne_cli import installing, models
 
-    return models.file_sha256(models.find(model)) if model in models.names() else None
+    if model not in models.names():
+        return None
+    path = models.find(model)
+    return installing.recorded(path)[0].get(path.name) or models.file_sha256(path)  # large files are not read for it
 
 
 def command(recipe: Mapping[str, Any] | None) -> str | None:

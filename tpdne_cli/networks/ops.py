@@ -89,7 +89,7 @@ def upfirdn2d(
             return F.conv2d(x, f.expand(c, 1, -1, -1), groups=c, stride=(downy, downx))
         x = F.conv2d(x, f.reshape(1, 1, -1, 1).expand(c, -1, -1, -1), groups=c, stride=(downy, 1))
         return F.conv2d(x, f.reshape(1, 1, 1, -1).expand(c, -1, -1, -1), groups=c, stride=(1, downx))
-    elif gain != 1:
+    if gain != 1:
         x = x * gain
     return x[:, :, ::downy, ::downx]
 

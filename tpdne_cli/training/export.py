@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpdne_cli import models
+from tpdne_cli import models, store
 from tpdne_cli.networks.discriminator import DiscriminatorConfig
 from tpdne_cli.networks.stylegan2 import Config, Generator
 from tpdne_cli.training import checkpoint
@@ -33,7 +33,7 @@ def export(
     """
     state = checkpoint.load(Path(run_dir))
     path = Path(out)
-    critic = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
+    critic = store.critic_path(path)
     config = Config(**state["generator_config"])
     tensors = {name: tensor.half() for name, tensor in state["ema"].items()}
     for name in tensors:

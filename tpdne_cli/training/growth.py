@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tpdne_cli import models
+from tpdne_cli import models, store
 from tpdne_cli.checkpoints import Checkpoint, sniff
 from tpdne_cli.errors import TrainingError
 from tpdne_cli.networks.discriminator import Discriminator, DiscriminatorConfig
@@ -71,7 +71,7 @@ def from_file(path: Path, resolution: int) -> Networks:
     generator = Generator(Config(**_tuples(source.config)))
     _load(generator, models.with_mean_w(source, str(path)), path)
     _at_full_strength(generator, source.meta.get("constant_noise"))
-    beside = path.with_name(f"{path.stem}{models.CRITIC_SUFFIX}{path.suffix}")
+    beside = store.critic_path(path)
     with_critic = source if source.discriminator_tensors or not beside.exists() else sniff.read(beside)
     critic = _critic(with_critic, beside, generator.config)
     before = sum(int(source.meta.get(key) or 0) for key in ("images_before", "images_seen"))
